@@ -449,8 +449,10 @@ class Config(Frozen):
             requeue_id = environ["SLURM_ARRAY_JOB_ID"] + "_" + environ["SLURM_ARRAY_TASK_ID"]
         elif environ.get("SLURM_HET_JOB_ID") or environ.get("SLURM_PACK_JOB_ID"):
             requeue_id = environ.get("SLURM_HET_JOB_ID") or environ["SLURM_PACK_JOB_ID"]
-        directory = (environ.get("SRUN_CR_DIR") or environ.get("SLURM_CHECKPOINT_IMAGE_DIR")
-                     or ".")
+        # In a task of another srun_cr these two are what that one told its tasks.
+        nested = "SLURM_SRUN_CR_SOCKET" in environ
+        directory = (environ.get("SRUN_CR_DIR")
+                     or not nested and environ.get("SLURM_CHECKPOINT_IMAGE_DIR") or ".")
         app_signal = None
         if environ.get("SRUN_CR_APP_SIGNAL"):
             app_signal = _signal_setting("SRUN_CR_APP_SIGNAL", environ["SRUN_CR_APP_SIGNAL"])
@@ -475,7 +477,8 @@ class Config(Frozen):
             commands={name: split_command(environ.get("SRUN_CR_" + name.upper()) or name)
                       for name in ("srun", "scontrol", "scancel", "criu")},
             verbosity=int(debug) if debug.isdigit() else 0,
-            restart_dir=environ.get("SLURM_RESTART_DIR") or None, job_id=job_id,
+            restart_dir=None if nested else environ.get("SLURM_RESTART_DIR") or None,
+            job_id=job_id,
             requeue_id=requeue_id, restart_count=number("SLURM_RESTART_COUNT", 0, 0),
             task_pid=number("SLURM_TASK_PID", 0, 0),
             search_path=environ.get("PATH", os.defpath),
@@ -886,8 +889,8 @@ class Slurm:
         srun = [*self._config.commands["srun"], *(["--overlap"] if self._overlaps else []),
                 "--jobid=" + step.job_id, "--nodelist=" + step.node_list,
                 "--nodes={}".format(step.nodes), "--ntasks={}".format(step.nodes),
-                "--ntasks-per-node=1", "--mem=0", "--gres=none", "--quiet",
-                "--job-name=srun_cr", *command]
+                "--ntasks-per-node=1", "--mem=0", "--gres=none", "--cpu-bind=none", "--mpi=none",
+                "--kill-on-bad-exit=1", "--quiet", "--job-name=srun_cr", *command]
         self._log.debug(quote_command(srun))
         try:
             return subprocess.Popen(srun, env=self.environ, stdin=subprocess.PIPE,
@@ -1008,7 +1011,7 @@ class Store:
         self._config = config
         self.job_directory = os.path.join(config.directory, "{}.cr".format(config.job_id))
         private_directory(self.job_directory)
-        self._lock_fd = -1
+        self._lock_fd = self._requeue_fd = -1
         self.key = self._claim(arguments, os.path.basename(program))
         self.path = os.path.join(self.job_directory, self.key)
         private_directory(self.path)
@@ -1086,9 +1089,40 @@ class Store:
 
     def close(self) -> None:
         """Give the step up."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        for fd in (self._lock_fd, self._requeue_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._lock_fd = self._requeue_fd = -1
+
+    def hold_requeue(self) -> None:
+        """Have the other steps of the job wait with its requeue until let_requeue().
+
+        A requeue ends all of the job: parallel steps that were asked for one checkpoint first."""
+        import fcntl
+        try:
+            if self._requeue_fd < 0:
+                self._requeue_fd = os.open(os.path.join(self.job_directory, "requeue.lock"),
+                                           os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(self._requeue_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            pass  # one requeues just now, or a file system without locks
+
+    def let_requeue(self, alone: bool, timeout_s: float) -> None:
+        """End hold_requeue(); with alone, return when no other step holds, or after timeout_s.
+
+        Thread: any, one at a time."""
+        import fcntl
+        deadline = time.monotonic() + timeout_s
+        if self._requeue_fd >= 0:
+            fcntl.flock(self._requeue_fd, fcntl.LOCK_UN)
+            while alone and time.monotonic() < deadline:
+                try:
+                    fcntl.flock(self._requeue_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except OSError as error:
+                    if error.errno != errno.EWOULDBLOCK:
+                        return
+                    time.sleep(PARENT_POLL_S)
 
     def _save(self) -> None:
         try:
@@ -1326,29 +1360,24 @@ class NodeHelper:
 
         Raises: CheckpointError with a node's own words if one failed."""
         import json
-        streams = {}
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None
-            streams[stream.fileno()] = b""
-        stdout_fd = next(iter(streams))
-        while streams:
-            for fd in self._operation.wait(list(streams)):
+        assert self._process.stdout is not None and self._process.stderr is not None
+        stdout_fd, stderr_fd = self._process.stdout.fileno(), self._process.stderr.fileno()
+        open_fds = [stdout_fd, stderr_fd]
+        rest = b""
+        while open_fds:
+            for fd in self._operation.wait(open_fds):
                 data = os.read(fd, 65536)
-                if fd != stdout_fd:
-                    self._errors = (self._errors + data)[-4000:]
-                    if not data:
-                        del streams[fd]
-                    continue
                 if not data:
-                    del streams[fd]
-                *lines, streams_rest = (streams.get(fd, b"") + data).split(b"\n")
-                if data:
-                    streams[fd] = streams_rest
+                    open_fds.remove(fd)
+                elif fd == stderr_fd:
+                    self._errors = (self._errors + data)[-4000:]
+                    continue
+                *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     try:
                         report = json.loads(line.decode("ascii"))
                     except ValueError:
-                        continue  # a prolog's, a wrapper's
+                        continue  # a prolog's
                     if "error" in report:
                         raise CheckpointError(report["error"])
                     yield report
@@ -1444,8 +1473,8 @@ class Engine:
         raise CheckpointError("SRUN_CR_ENGINE=none: no engine to checkpoint with: set it to one "
                               "of " + ", ".join(name for name in ENGINES if name != "none"))
 
-    def release(self, steps: "List[StepInfo]", stop: bool) -> None:
-        """After the commit: end the tasks, or, where it failed, let them go on.
+    def release(self, steps: "List[StepInfo]", stop: bool, committed: bool) -> None:
+        """After the commit: end the tasks if that was asked for; without one, let them go on.
 
         Thread: worker.  Raises: SrunCrError."""
 
@@ -1515,7 +1544,7 @@ class Criu(Engine):
             for step, helper in self._helpers:
                 self._collect(step, helper, operation, sizes, files, details)
         except BaseException:
-            self.release(steps, stop=False)
+            self.release(steps, stop=False, committed=False)
             raise
         return Images(sizes=sizes, files=files, details=details)
 
@@ -1545,21 +1574,29 @@ class Criu(Engine):
                 tasks, plural(step.tasks, "task"), nodes, plural(step.nodes, "node"),
                 helper.why()))
 
-    def release(self, steps: "List[StepInfo]", stop: bool) -> None:
+    def release(self, steps: "List[StepInfo]", stop: bool, committed: bool) -> None:
         helpers, self._helpers = self._helpers, []
-        failed = []
         for _, helper in helpers:
             helper.tell("end" if stop else "resume")
         for step, helper in helpers:
             if helper.end():
-                failed.append(step)
-        # A node's process that was killed has left its tasks frozen: once more, by other means.
-        for step in failed:
-            self.log.debug("step {}: a helper failed".format(step.name))
-            try:
-                self.slurm.signal_tasks(step, signal.SIGKILL if stop else signal.SIGCONT)
-            except SrunCrError as error:
-                self.log.warning(str(error))
+                # A node's process that was killed has left its tasks frozen: by other means.
+                self.log.debug("step {}: its helper failed: {}".format(step.name, helper.why()))
+                self._release_again(step, stop)
+
+    def _release_again(self, step: StepInfo, stop: bool) -> None:
+        if stop:
+            self.slurm.signal_tasks(step, signal.SIGKILL)
+            return
+        # Not scancel: it reaches the tasks' process groups, which not all of a tree need be in.
+        helper = self.slurm.start_on_nodes(step, node_command(
+            "resume", step.name, *self.config.commands["scontrol"]))
+        try:
+            _, errors = helper.communicate(timeout=KILL_TIMEOUT_S)
+            if helper.returncode:
+                self.log.debug("step {}: {}".format(step.name, errors.decode("utf-8", "replace")))
+        finally:
+            helper.kill()
 
 
 class App(Engine):
@@ -1567,6 +1604,10 @@ class App(Engine):
 
     name = "app"
     saves_and_exits = True
+
+    def __init__(self, config: Config, slurm: Slurm, log: Messages) -> None:
+        super().__init__(config, slurm, log)
+        self._linked = []  # type: List[str]    # staged files that are images now
 
     def unavailable(self) -> "Optional[str]":
         return None if self.config.app_signal is not None else "SRUN_CR_APP_SIGNAL is not set"
@@ -1609,10 +1650,17 @@ class App(Engine):
             self.slurm.signal_tasks(step, self.config.app_signal)
         names = self._wait_saved(steps, store, operation, staging, before)
         sizes = {}
+        self._linked = []
         try:
             for name in names:
-                target = os.path.join(directory, name)
-                os.rename(os.path.join(staging, name), target)
+                source, target = os.path.join(staging, name), os.path.join(directory, name)
+                # Until the commit the program's own copy stays: should that fail, it is all
+                # there is of a program that has saved itself and ended.
+                try:
+                    os.link(source, target)
+                    self._linked.append(source)
+                except OSError:  # a directory, or a file system without hard links
+                    os.rename(source, target)
                 sizes[name] = fsync_tree(target)
         except OSError as error:
             raise CheckpointError("{}: {}".format(error.filename, error.strerror)) from error
@@ -1665,7 +1713,10 @@ class App(Engine):
                     continue
         return str(self.config.app_ranks)
 
-    def release(self, steps: "List[StepInfo]", stop: bool) -> None:
+    def release(self, steps: "List[StepInfo]", stop: bool, committed: bool) -> None:
+        if committed:
+            for path in self._linked:
+                os.unlink(path)
         if stop:
             for step in steps:
                 try:
@@ -1991,6 +2042,9 @@ def checkpoint_node(request: "Mapping[str, Any]") -> int:
     With request["stop"] the tasks are frozen then, and a line on standard input says whether they
     end or go on: if the supervisor is gone they go on."""
     deadline = time.monotonic() + request["wait_s"]
+    if not os.path.isdir(request["directory"]):
+        raise NodeError("{}: not there: SRUN_CR_DIR must be a directory that all nodes share"
+                        .format(request["directory"]))
     dumps = []  # type: List[TaskDump]
     verdict = b"resume"
     try:
@@ -2025,6 +2079,13 @@ def criu_version(criu: "Sequence[str]") -> str:
                           stderr=subprocess.DEVNULL)
     words = done.stdout.decode("ascii", "replace").split()
     return words[1] if words[:1] == ["Version:"] else ""
+
+
+def resume_tasks(step: str, scontrol: "Sequence[str]") -> int:
+    """Have frozen tasks of this node go on, whose checkpoint_node() was killed."""
+    for pid in list_tasks(scontrol, step).values():
+        signal_tree(pid, signal.SIGCONT)
+    return 0
 
 
 def check_catches(step: str, number: int, scontrol: "Sequence[str]") -> int:
@@ -2139,13 +2200,20 @@ def _restore_in_own_group() -> None:
 
 
 def node_main(arguments: "Sequence[str]") -> int:
-    """Run the node side: `checkpoint JSON`, `catches STEP SIGNAL SCONTROL...`, `restart JSON`."""
+    """Run the node side of an engine, which says what: see its node_command() calls."""
     import json
+
+    def on_term(number: int, frame: object) -> None:
+        raise NodeError("ended by " + signal_name(number))
+
     try:
         if arguments[0] == "restart":
             mimic(RestoredTask(json.loads(arguments[1])).run())
         if arguments[0] == "catches":
             return check_catches(arguments[1], int(arguments[2]), arguments[3:])
+        if arguments[0] == "resume":
+            return resume_tasks(arguments[1], arguments[2:])
+        signal.signal(signal.SIGTERM, on_term)  # frozen tasks are not left behind
         return checkpoint_node(json.loads(arguments[1]))
     except (SrunCrError, OSError, ValueError) as error:
         report({"error": "{}: {}".format(
@@ -2171,7 +2239,7 @@ class Signals:
         self.inherited_ignored = set()  # type: Set[int]
         self.read_fd = self.write_fd = -1
         self._caught = []  # type: List[int]
-        self._taken = b""
+        self._fault_thread = False
 
     def open(self, wanted: "Iterable[int]" = ()) -> None:
         """Catch all that can be; `wanted` also if ignored on entry."""
@@ -2199,8 +2267,10 @@ class Signals:
 
     def start_fault_thread(self) -> None:
         """Take what other processes send of QUEUED, as sigwaitinfo() tells from real faults."""
-        import _thread
-        _thread.start_new_thread(self._take_queued, ())
+        if not self._fault_thread:
+            import _thread
+            self._fault_thread = True
+            _thread.start_new_thread(self._take_queued, ())
 
     def _take_queued(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
@@ -2644,12 +2714,14 @@ class Supervisor:
         self._next = None  # type: Optional[Tuple[str, str]]    # kind, source
         self._intent = None  # type: Optional[str]      # vacate, requeue: srun's end is ours
         self._parent_pid = os.getppid()
+        self._requeue_answered = False
         self._asked_to_end = False
         self._forwarded_stop = False
         self._deadlines = {}  # type: Dict[str, Tuple[float, Callable[[], None]]]
         self._result = None  # type: Optional[int]      # our own wait status
-        self._handlers = {"outcome": self._on_outcome, "requeued": self._on_requeued
-                          }  # type: Dict[str, Callable[[Any], None]]
+        self._handlers = {
+            "committed": self._on_committed, "outcome": self._on_outcome,
+            "requeued": self._on_requeued}  # type: Dict[str, Callable[[Any], None]]
 
     def run(self) -> int:
         """Run the step; return the wait status to end with.
@@ -2948,6 +3020,8 @@ class Supervisor:
         self._log.error("generation {} cannot be restored: {}".format(
             self._generation.number, why))
         self._choose_generation()
+        import warnings  # 3.12 warns of fork() beside threads; ours hold nothing the child needs
+        warnings.simplefilter("ignore", DeprecationWarning)
         self._start()
         return True
 
@@ -2973,7 +3047,10 @@ class Supervisor:
         import threading
         self._operation = Operation(kind, source, self.config.wait_s)
         self.state = "CHECKPOINTING"
-        self._step_store().log_event("begin", kind=kind, source=source)
+        store = self._step_store()
+        store.log_event("begin", kind=kind, source=source)
+        if kind == "requeue":
+            store.hold_requeue()
         assert self._child is not None
         threading.Thread(target=self._work, args=(self._operation, self._child.pid),
                          name="checkpoint worker", daemon=True).start()
@@ -3010,12 +3087,16 @@ class Supervisor:
             try:
                 generation = store.commit(partial, self._manifest(operation, steps, images))
             except BaseException:
-                engine.release(steps, stop=False)
+                engine.release(steps, stop=False, committed=False)
                 raise
         except BaseException:
             store.discard(partial)
             raise
-        engine.release(steps, operation.stop)
+        self.post("committed", (operation, generation))
+        try:
+            engine.release(steps, operation.stop, committed=True)
+        except SrunCrError as error:  # main ends srun, if that does not end by itself
+            self._log.warning(str(error))
         store.prune()
         return generation
 
@@ -3045,29 +3126,33 @@ class Supervisor:
             "requested": operation.requested, "committed": time.time(),
             "images": images.sizes, "files": images.files}
 
+    def _on_committed(self, what: "Tuple[Operation, Generation]") -> None:
+        """There is a new generation; its tasks are about to be released."""
+        operation, generation = what
+        manifest = generation.manifest
+        seconds = manifest["committed"] - manifest["requested"]
+        self._log.info("checkpoint {} of step {}: {}, {}, {:.1f} s{}".format(
+            generation.number, ",".join(manifest["steps"]), plural(manifest["tasks"], "task"),
+            describe_size(generation.size_bytes), seconds,
+            "; ending the tasks" if operation.stop else ""))
+        self._step_store().log_event(
+            "committed", kind=operation.kind, seconds=seconds, generation=generation.number,
+            bytes=generation.size_bytes)
+
     def _on_outcome(self, outcome: Outcome) -> None:
         """The worker is done."""
         operation, self._operation = outcome.operation, None
         operation.close()
-        store = self._step_store()
         if outcome.error is not None:
             self._report_failure(operation, outcome.error)
-        elif outcome.generation is not None:
-            manifest = outcome.generation.manifest
-            seconds = manifest["committed"] - manifest["requested"]
-            self._log.info("checkpoint {} of step {}: {}, {}, {:.1f} s".format(
-                outcome.generation.number, ",".join(manifest["steps"]),
-                plural(manifest["tasks"], "task"), describe_size(outcome.generation.size_bytes),
-                seconds))
-            store.log_event("committed", kind=operation.kind, seconds=seconds,
-                            generation=outcome.generation.number,
-                            bytes=outcome.generation.size_bytes)
         if outcome.error is None and operation.stop:
             self._stop(operation.kind, launched=outcome.generation is not None)
             return
         if outcome.error is None and outcome.generation is None:
             self._log.info("create ({}): the step is not launched yet, there is nothing to "
                            "checkpoint".format(operation.source))
+        if operation.kind == "requeue":
+            self._step_store().let_requeue(alone=False, timeout_s=0.0)
         self.state = "RUNNING"
         following, self._next = self._next, None
         if self._child is None:
@@ -3125,12 +3210,16 @@ class Supervisor:
         """Have Slurm requeue the job; thread target."""
         error = None
         try:
-            # A job that was cancelled meanwhile must not be brought back.
+            store = self._step_store()
+            store.let_requeue(alone=True, timeout_s=self.config.wait_s + STOP_TIMEOUT_S)
+            # A job that was cancelled meanwhile must not be brought back; one that another step
+            # of it has requeued is on its way.
             state = self._slurm.job(str(self.config.job_id)).get("JobState", "")
             if state == "CANCELLED":
                 error = "it was cancelled"
-            else:
+            elif state not in ("PENDING", "COMPLETING", "REQUEUED"):
                 self._slurm.requeue(self.config.requeue_id)
+            store.let_requeue(alone=False, timeout_s=0.0)
         except SrunCrError as failure:
             error = str(failure)
         except Exception as failure:  # a border, as in _work()
@@ -3139,6 +3228,7 @@ class Supervisor:
 
     def _on_requeued(self, error: "Optional[str]") -> None:
         """Slurm has answered; if it agreed, nothing of the script may run any more."""
+        self._requeue_answered = True
         self._step_store().log_event("requeue", job=self.config.requeue_id, error=error)
         if error is not None:
             self._log.error("job {} is not requeued: {}: its checkpoint stays, exit status {}"
@@ -3156,7 +3246,7 @@ class Supervisor:
 
         A shell that outlives the signal (it may trap it) would run the script's next line; that
         one is ended by Slurm's SIGKILL, and so are we."""
-        if "end" in self._deadlines and os.getppid() != self._parent_pid:
+        if self._requeue_answered and os.getppid() != self._parent_pid:
             self._give_up()
         else:
             self._deadlines["parent"] = (time.monotonic() + PARENT_POLL_S, self._await_end)
