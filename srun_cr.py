@@ -73,6 +73,7 @@ PARENT_POLL_S = 0.25        # only while we wait for our own end after a requeue
 APP_POLL_S = 0.05
 APP_SETTLE_S = 5.0          # no other rank's file so long after rank 0's: rank 0 writes alone
 REPORT_LINE_MAX_BYTES = 900     # srun may interleave longer lines of several nodes
+STALE_JOB_S = 60.0          # clocks of nodes and file servers differ by less
 STEP_FORMAT = 1             # of step.json and manifest.json
 
 FAULTS = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
@@ -800,6 +801,14 @@ class ProcessStat:
             fields = file.read().rpartition(b")")[2].split()
         self.state = fields[0].decode("ascii")
         self.parent, self.pgid, self.sid = (int(field) for field in fields[1:4])
+        self.start_ticks = int(fields[19])
+
+
+def start_time(pid: int) -> float:
+    """Return when a process started, in seconds since the epoch.  Raises: OSError."""
+    with open("/proc/stat", "rb") as file:
+        boot = int(file.read().partition(b"\nbtime ")[2].split()[0])
+    return boot + ProcessStat(pid).start_ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Slurm:
@@ -1010,6 +1019,7 @@ class Store:
         """Claim the step's directory.  Raises: StoreError."""
         self._config = config
         self.job_directory = os.path.join(config.directory, "{}.cr".format(config.job_id))
+        self._set_stale_aside()
         private_directory(self.job_directory)
         self._lock_fd = self._requeue_fd = -1
         self.key = self._claim(arguments, os.path.basename(program))
@@ -1020,6 +1030,22 @@ class Store:
             if entry.endswith(".partial"):  # of an srun_cr that was killed
                 self.discard(os.path.join(self.path, entry))
         self.record = self._load(list(arguments))
+
+    def _set_stale_aside(self) -> None:
+        """Rename what an older job of the same number has left, when this one first runs.
+
+        Numbers begin anew when slurmctld has lost its state, and on another cluster; taken for
+        ours, its checkpoints would be restored after our first requeue."""
+        path = os.path.join(self.job_directory, "claims", "0")
+        if self._config.restart_count or not self._config.task_pid:
+            return
+        try:
+            age_s = start_time(self._config.task_pid) - os.stat(path).st_mtime
+            if age_s > STALE_JOB_S:
+                os.rename(self.job_directory, "{}.{}.old".format(
+                    self.job_directory[:-len(".cr")], int(os.stat(path).st_mtime)))
+        except (OSError, ValueError, IndexError):
+            pass  # there is none
 
     def _claim(self, arguments: "Sequence[str]", program: str) -> str:
         """Return the step's key: the n-th invocation of this command line in this run.
@@ -2258,9 +2284,6 @@ class Signals:
                 if number != signal.SIGCHLD and number not in wanted:
                     continue
             signal.signal(number, _note_only)
-            # A system call that a signal interrupts is to be restarted in the C code of
-            # libraries; Python restarts its own.
-            signal.siginterrupt(number, False)
             self._caught.append(number)
         # Blocked on entry or not: srun would take it by sigwait().
         signal.pthread_sigmask(signal.SIG_SETMASK, QUEUED)
@@ -2561,7 +2584,7 @@ class LaunchMessage:
         body = self._data[self.HEADER.size:]
         if len(body) <= length:
             return None
-        if len(body) > length + 1 or body.index(b"\0") != length if b"\0" in body else True:
+        if len(body) != length + 1 or body.find(b"\0") != length:
             raise ProtocolError("the node list does not end where its length says")
         return StepInfo(job_id=str(job_id), step_id=str(step_id), nodes=0, tasks=0,
                         node_list=body[:length].decode("utf-8", "surrogateescape"))
@@ -2872,8 +2895,8 @@ class Supervisor:
             self._directory = temporary_directory(self.config.temporary)
             self._launch_socket = LaunchSocket(
                 self._directory, self._selector,
-                lambda pid: self._child is not None and is_descendant(pid, self._child.pid)
-                and ProcessStat(pid).pgid == self._child.pid, self._on_launched, self._log)
+                lambda pid: self._child is not None and is_descendant(pid, self._child.pid),
+                self._on_launched, self._log)
         except OSError as error:
             self._log.debug("no launch socket: {}".format(error))
 
@@ -2901,7 +2924,10 @@ class Supervisor:
                     self._store.failure_path(self._generation))
             else:
                 arguments = self._engine.launch_command(self._command)
-            self._store.start_run(self._engine.name, self._generation)
+            try:
+                self._store.start_run(self._engine.name, self._generation)
+            except StoreError as error:  # a full disk: what is there can be restarted all the same
+                self._log.warning(str(error))
         self.steps = []
         self.state = "LAUNCHING"
         self._ended_with = None

@@ -35,8 +35,11 @@ over() {
 
 inside() {
     cd "$dir" || exit 1
-    say "The program: it counts, and knows nothing of checkpoints"
-    [ "$engine" = criu ] || echo "(CRIU cannot be used here: this one saves itself at SIGUSR2)"
+    if [ "$engine" = criu ]; then
+        say "The program: it counts, and knows nothing of checkpoints"
+    else
+        say "The program: it counts, and saves itself at SIGUSR2 (CRIU cannot be used here)"
+    fi
     cat "$dir/bin/count"
     say "The job script: \`srun\` has become \`srun_cr\`; one variable names the signal to act on"
     cat "$dir/job.sh"
