@@ -190,7 +190,7 @@ def parse_signal(text: str) -> int:
         base, plus, offset = name.partition("+")
         if not plus:
             base, plus, offset = name.partition("-")
-        number = int(getattr(signal, "SIG" + base, 0))
+        number = int(getattr(signal, "SIG" + base, 0)) if base.isalnum() else 0
         if base in ("RTMIN", "RTMAX") and offset.isdigit():
             number += int(plus + offset)
         elif plus:
@@ -229,10 +229,13 @@ def quote_command(command: "Sequence[str]") -> str:
 
 
 def split_command(setting: str) -> "List[str]":
-    """Split a setting that holds a command (`sudo -n criu`) into words."""
+    """Split a setting that holds a command (`sudo -n criu`) into words.  Raises: ValueError."""
     if any(character in setting for character in " \t'\"\\"):
         import shlex
-        return shlex.split(setting)
+        words = shlex.split(setting)
+        if not words:
+            raise ValueError("empty")
+        return words
     return [setting]
 
 
@@ -340,7 +343,7 @@ def measure_tree(path: str) -> "Tuple[int, int]":
 def write_json(path: str, value: "Any") -> None:
     """Replace a file by the JSON of value, durably: a reader sees the old one or the new."""
     import json
-    temporary = "{}.{}.new".format(path, os.getpid())
+    temporary = path + ".new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -381,6 +384,9 @@ class Frozen:
             raise TypeError("no such field: " + ", ".join(fields))
 
     def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("{} is immutable".format(type(self).__name__))
+
+    def __delattr__(self, name: str) -> None:
         raise AttributeError("{} is immutable".format(type(self).__name__))
 
     def __repr__(self) -> str:
@@ -426,7 +432,7 @@ class Config(Frozen):
                 value = int(text)
             except ValueError:
                 value = least - 1
-            if value < least:
+            if not least <= value <= 10 ** 9:
                 raise ConfigError("{}={}: not a whole number of at least {}".format(
                     name, text, least))
             return value
@@ -437,6 +443,14 @@ class Config(Frozen):
                 raise ConfigError("{}={}: must be one of {}".format(
                     name, text, ", ".join(choices)))
             return text
+
+        def command(name: str) -> "List[str]":
+            variable = "SRUN_CR_" + name.upper()
+            text = environ.get(variable) or name
+            try:
+                return split_command(text)
+            except ValueError as error:
+                raise ConfigError("{}={}: not a command: {}".format(variable, text, error)) from None
 
         try:
             cwd = os.getcwd()
@@ -475,9 +489,8 @@ class Config(Frozen):
             skip_completed=choice("SRUN_CR_SKIP_COMPLETED", "yes", ("yes", "no")) == "yes",
             app_signal=app_signal,
             app_ranks=choice("SRUN_CR_APP_RANKS", "auto", ("auto", "all", "0")),
-            commands={name: split_command(environ.get("SRUN_CR_" + name.upper()) or name)
-                      for name in ("srun", "scontrol", "scancel", "criu")},
-            verbosity=int(debug) if debug.isdigit() else 0,
+            commands={name: command(name) for name in ("srun", "scontrol", "scancel", "criu")},
+            verbosity=0 if debug in ("0", "quiet", "fatal", "error", "info") else 1,
             restart_dir=None if nested else environ.get("SLURM_RESTART_DIR") or None,
             job_id=job_id,
             requeue_id=requeue_id, restart_count=number("SLURM_RESTART_COUNT", 0, 0),
@@ -613,6 +626,7 @@ class SrunCommand:
         self._ask = ask
         self._options = None  # type: Optional[List[SrunOption]]
         self._release = None  # type: Optional[Tuple[int, int]]
+        self._release_asked = False
         self._site = None  # type: Optional[Dict[str, str]]
         self._given = []  # type: List[Tuple[int, str]]
         self.starts = []  # type: List[int]     # where the commands are, one a component
@@ -652,7 +666,7 @@ class SrunCommand:
     def _cut(self) -> None:
         begin, total = 0, len(self.arguments)
         while True:
-            start = self._skip_options(begin + 1 if begin else 0)
+            start = self._skip_options(begin + 1 if self.components else 0)
             end = start
             while end < total and self.arguments[end] != ":":
                 end += 1
@@ -691,6 +705,8 @@ class SrunCommand:
         if exact:
             return name, "=" in exact[0].kinds_in(None)
         candidates = [option for option in self._table() if option.name.startswith(name)]
+        if candidates and name in self._site_options():
+            return name, self._site_options()[name] == "="
         takes = {"=" in option.kinds_in(None) for option in candidates}
         if len({option.letter or option.name for option in candidates}) > 1 and len(takes) > 1:
             # Which of them it is depends on the release that reads it.
@@ -724,7 +740,8 @@ class SrunCommand:
 
     def _known(self) -> "Optional[Tuple[int, int]]":
         """Return the release of the srun that is here, None if it cannot be had."""
-        if self._release is None and self._ask is not None:
+        if not self._release_asked and self._ask is not None:
+            self._release_asked = True
             words = self._ask("--version").split()
             try:
                 self._release = release_number(words[-1])
@@ -738,9 +755,9 @@ class SrunCommand:
             self._site = {}
             import re
             text = self._ask("--help") if self._ask is not None else ""
-            for match in re.finditer(r"^\s+(?:-\S[^-\n]{0,12})?--([A-Za-z0-9][\w-]*)(\[?=)?",
+            for match in re.finditer(r"^ {1,8}(?:-\S[^-\n]{0,12})?--([A-Za-z0-9][\w-]*)(\[?=)?",
                                      text, re.M):
-                self._site[match.group(1)] = {"=": "=", "[=": "?"}.get(match.group(2), "")
+                self._site.setdefault(match.group(1), {"=": "=", "[=": "?"}.get(match.group(2), ""))
         return self._site
 
 
@@ -956,6 +973,23 @@ def private_directory(path: str) -> None:
         os.chmod(path, 0o700)
 
 
+def check_manifest(manifest: "Any") -> None:
+    """Check that all fields that a restart reads are there.  Raises: ValueError, KeyError."""
+    def are_pairs(value: "Any") -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+            for pair in value.values())
+
+    if not isinstance(manifest, dict) or manifest["format"] != STEP_FORMAT:
+        raise ValueError("not of format {}: written by another version".format(STEP_FORMAT))
+    if not are_pairs(manifest["images"]) or not are_pairs(manifest["files"]) \
+            or manifest["engine"] not in list(ENGINES) or not isinstance(manifest["run"], int) \
+            or not isinstance(manifest["committed"], (int, float)) \
+            or not isinstance(manifest["command"], list) \
+            or not all(isinstance(word, str) for word in manifest["command"]):
+        raise ValueError("not a manifest of srun_cr")
+
+
 class Generation:
     """A committed checkpoint of one step: a directory with manifest.json and the tasks' images."""
 
@@ -974,12 +1008,7 @@ class Generation:
                 if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                     raise GenerationError(self.path + ": not a directory of ours")
                 manifest = read_json(path)
-                if not isinstance(manifest, dict) or manifest["format"] != STEP_FORMAT:
-                    raise ValueError("format {}, this version reads {}".format(
-                        manifest.get("format") if isinstance(manifest, dict) else "?",
-                        STEP_FORMAT))
-                if not isinstance(manifest["images"], dict) or manifest["engine"] not in ENGINES:
-                    raise ValueError("no images, or an unknown engine")
+                check_manifest(manifest)
             except OSError as error:
                 raise GenerationError("{}: {}".format(path, error.strerror)) from error
             except (ValueError, KeyError) as error:
@@ -1009,6 +1038,12 @@ class Generation:
         return sum(int(size[0]) for size in self.manifest["images"].values())
 
 
+def list_generations(path: str) -> "List[Generation]":
+    """Return the committed generations in a step's directory, newest first.  Raises: OSError."""
+    names = [entry for entry in os.listdir(path) if entry.isdigit() and len(entry) >= 6]
+    return [Generation(os.path.join(path, name)) for name in sorted(names, key=int, reverse=True)]
+
+
 class Store:
     """What is on disk of one srun_cr invocation: its records and generations.
 
@@ -1036,7 +1071,7 @@ class Store:
 
         Numbers begin anew when slurmctld has lost its state, and on another cluster; taken for
         ours, its checkpoints would be restored after our first requeue."""
-        path = os.path.join(self.job_directory, "claims", "0")
+        path = os.path.join(self.job_directory, ".claims", "0")
         if self._config.restart_count or not self._config.task_pid:
             return
         try:
@@ -1059,7 +1094,7 @@ class Store:
         name = "".join(c if c.isalnum() and c < "\x7f" or c in "._+-" else "_" for c in program)
         base = "{}-{}".format(name.lstrip("._+-")[:40] or "step",
                               hashlib.sha256(text).hexdigest()[:10])
-        claims = os.path.join(self.job_directory, "claims")
+        claims = os.path.join(self.job_directory, ".claims")
         private_directory(claims)
         run = os.path.join(claims, str(self._config.restart_count))
         private_directory(run)
@@ -1101,11 +1136,14 @@ class Store:
         path = os.path.join(self.path, "step.json")
         try:
             record = read_json(path)
-            if isinstance(record, dict) and record["format"] == STEP_FORMAT \
-                    and isinstance(record["runs"], list):
-                return record
-            raise StoreError("{}: written by another version of srun_cr: move {} away".format(
-                path, self.path))
+            if not isinstance(record, dict) or record["format"] != STEP_FORMAT \
+                    or not isinstance(record["runs"], list):
+                raise ValueError("written by another version of srun_cr")
+            for run in record["runs"]:
+                if not isinstance(run, dict) or not isinstance(run["restart_count"], int) \
+                        or not isinstance(run.get("status", 0), int):
+                    raise ValueError("not a record of runs")
+            return record
         except FileNotFoundError:
             return {"format": STEP_FORMAT, "key": self.key, "job": self._config.job_id,
                     "arguments": arguments, "cwd": self._config.cwd, "runs": []}
@@ -1127,7 +1165,7 @@ class Store:
         import fcntl
         try:
             if self._requeue_fd < 0:
-                self._requeue_fd = os.open(os.path.join(self.job_directory, "requeue.lock"),
+                self._requeue_fd = os.open(os.path.join(self.job_directory, ".requeue"),
                                            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             fcntl.flock(self._requeue_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -1201,9 +1239,7 @@ class Store:
 
     def generations(self) -> "List[Generation]":
         """Return the committed generations, newest first."""
-        return [Generation(os.path.join(self.path, entry))
-                for entry in sorted(os.listdir(self.path), reverse=True)
-                if entry.isdigit() and len(entry) >= 6]
+        return list_generations(self.path)
 
     def begin(self) -> str:
         """Create the directory of the next generation; return its path, *.partial.
@@ -1269,12 +1305,10 @@ def given_generations(config: Config, key: str, command: "List[str]") -> "List[G
             if not os.path.exists(path):
                 return []
         try:
-            entries = sorted(os.listdir(path), reverse=True)
+            found = list_generations(path)
         except OSError as error:
             raise ConfigError("SLURM_RESTART_DIR={}: {}".format(
                 config.restart_dir, error.strerror)) from error
-        found = [Generation(os.path.join(path, entry)) for entry in entries
-                 if entry.isdigit() and len(entry) >= 6]
         if not found:
             raise ConfigError("SLURM_RESTART_DIR={}: no committed generation in {}".format(
                 config.restart_dir, path))
@@ -1295,7 +1329,7 @@ def rewind_files(generation: Generation, log: Messages) -> None:
 
     What was appended since comes from computing that is about to be done again; CRIU refuses a
     file of another size.  Only a file that is the same (inode) and longer is touched."""
-    for path, (size, inode) in generation.manifest.get("files", {}).items():
+    for path, (size, inode) in generation.manifest["files"].items():
         try:
             fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
@@ -1365,7 +1399,7 @@ class Operation:
         for fd in fds:
             poll.register(fd, select.POLLIN)
         ready = [fd for fd, _ in poll.poll(max(0.0, min(
-            left_s, left_s if timeout_s is None else timeout_s)) * 1000 + 1)]
+            left_s, 86400.0, left_s if timeout_s is None else timeout_s)) * 1000 + 1)]
         if self._read_fd in ready:
             os.read(self._read_fd, 64)
         self.check()
@@ -1862,15 +1896,19 @@ def appended_files(pids: "Iterable[int]") -> "List[str]":
     for pid in pids:
         base = "/proc/{}".format(pid)
         try:
-            for fd in os.listdir(base + "/fd"):
+            fds = os.listdir(base + "/fd")
+        except OSError:
+            continue
+        for fd in fds:
+            try:
                 with open("{}/fdinfo/{}".format(base, fd)) as file:
                     flags = int(file.read().partition("flags:")[2].split()[0], 8)
                 if flags & os.O_APPEND and flags & os.O_ACCMODE:
                     path = os.readlink("{}/fd/{}".format(base, fd))
                     if os.path.isfile(path) and path not in paths:
                         paths.append(path)
-        except (OSError, ValueError, IndexError):
-            continue
+            except (OSError, ValueError, IndexError):
+                continue
     return paths
 
 
@@ -1926,6 +1964,8 @@ def read_image(path: str) -> "Iterator[Dict[int, List[Union[int, bytes]]]]":
             raise ValueError(path + ": truncated")
         yield parse_message(data[at:at + size])
         at += size
+    if at != len(data):
+        raise ValueError(path + ": truncated")
 
 
 class CriuFiles:
@@ -1934,6 +1974,12 @@ class CriuFiles:
     Raises: OSError, ValueError.  Source: CRIU's images/fdinfo.proto, regfile.proto, pipe.proto."""
 
     def __init__(self, directory: str) -> None:
+        try:
+            self._read(directory)
+        except (KeyError, AssertionError) as error:
+            raise ValueError("{}: damaged: {!r}".format(directory, error)) from error
+
+    def _read(self, directory: str) -> None:
         self.written = {}  # type: Dict[str, int]       # path -> size when frozen
         ends = {}  # type: Dict[int, Set[int]]          # pipe -> access modes of its open ends
         pipes = {}  # type: Dict[int, int]              # file id -> pipe
@@ -1978,7 +2024,7 @@ def criu_reason(path: str, output: bytes) -> str:
             lines = file.read().splitlines()
     except OSError:
         lines = []
-    errors = [line for line in lines if b"Error (" in line] or output.splitlines()[-1:]
+    errors = [line for line in lines if b"Error (" in line] or output.strip().splitlines()[-1:]
     for line in errors:
         text = line.decode("utf-8", "replace").partition("Error (")[2] or line.decode(
             "utf-8", "replace")

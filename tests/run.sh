@@ -87,6 +87,34 @@ else
 fi
 python=$venv/bin/python
 
+# Other Pythons for the unit tests: the oldest and the newest from 3.6 on, of pyenv's and on PATH.
+pythons() {
+    for candidate in "$HOME"/.pyenv/versions/3.*/bin/python3 $(
+            IFS=:; for entry in $PATH; do ls "$entry"/python3.[0-9] "$entry"/python3.[0-9][0-9]
+            done 2>/dev/null); do
+        [ -x "$candidate" ] && "$candidate" -c 'import sys, venv, ensurepip
+if sys.version_info >= (3, 6): print("%d %d" % sys.version_info[:2], sys.executable)' 2>/dev/null
+    done | sort -u -k1,1n -k2,2n
+}
+SRUN_CR_TEST_PYTHONS=
+for line in "$(pythons | head -n 1)" "$(pythons | tail -n 1)"; do
+    other=${line##* }
+    number=$(echo "$line" | cut -d' ' -f1,2 | tr ' ' .)
+    [ -n "$other" ] && [ "$number" != "$version" ] || continue
+    if ! "$cache/venv-$number/bin/python" -c 'import pytest' 2>/dev/null; then
+        say "virtual environment: creating $cache/venv-$number"
+        rm -rf "$cache/venv-$number"
+        # The pip that 3.6 comes with takes packages that are too new for it; this one does not.
+        pip="$cache/venv-$number/bin/python -m pip --quiet --disable-pip-version-check"
+        { "$other" -m venv "$cache/venv-$number" &&
+            { [ "$number" != 3.6 ] || $pip install 'pip>=21,<22'; } &&
+            $pip install 'pytest>=7'; } >"$cache/pip.log" 2>&1 || { say "Python $number: no pytest for it"; continue; }
+    fi
+    SRUN_CR_TEST_PYTHONS=${SRUN_CR_TEST_PYTHONS:+$SRUN_CR_TEST_PYTHONS:}$cache/venv-$number/bin/python
+done
+export SRUN_CR_TEST_PYTHONS
+say "unit tests also on: ${SRUN_CR_TEST_PYTHONS:-no other Python found}"
+
 # 3. CRIU, for the tests that dump and restore real processes.
 say "CRIU: a working one in $cache/criu"
 if sh contrib/criu_prefix.sh "$cache/criu" --setcap; then
