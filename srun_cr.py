@@ -15,9 +15,11 @@ THREADS
     worker      one operation: the helper steps,     Config, StepInfo,   its helpers' output, the
                 the generation being written         its Operation       operation's own pipe
     faults      nothing                              nothing             sigwaitinfo()
+    libcr's     the answer to one request of BLCR    Blcr.launched       libcr (engine blcr only)
 
-The worker and the fault thread hand results to main with `post()`, and touch nothing else.
-libcr's callback thread, of the BLCR engine alone, will be the fourth.
+The others hand results to main with `post()`, and touch nothing else.  While libcr's thread is
+in its callback, main can enter no critical section: it forwards signals, and leaves srun and the
+sockets alone until it can.
 
 STATES
 
@@ -70,6 +72,7 @@ STOP_TIMEOUT_S = 30.0       # from the end of all tasks to that of srun
 KILL_TIMEOUT_S = 10.0       # from SIGTERM to SIGKILL
 REQUEUE_END_TIMEOUT_S = 600.0   # how long Slurm may take to end a job it has requeued
 PARENT_POLL_S = 0.25        # only while we wait for our own end after a requeue
+CRITICAL_RETRY_S = 0.02     # only while BLCR checkpoints us
 APP_POLL_S = 0.05
 APP_SETTLE_S = 5.0          # no other rank's file so long after rank 0's: rank 0 writes alone
 REPORT_LINE_MAX_BYTES = 900     # srun may interleave longer lines of several nodes
@@ -86,8 +89,8 @@ PYTHON_IGNORES = frozenset((signal.SIGPIPE, signal.SIGXFSZ))
 # tells what our own write() raised from what somebody sent.
 QUEUED = FAULTS | PYTHON_IGNORES
 # The C library keeps 32 and 33 to itself.
-ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}
-NOT_CAUGHT = frozenset((signal.SIGKILL, signal.SIGSTOP, CR_SIGNUM)) | QUEUED
+ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33, CR_SIGNUM}
+NOT_CAUGHT = frozenset((signal.SIGKILL, signal.SIGSTOP)) | QUEUED
 STOP_SIGNALS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 # After one of these srun's end is no completion: somebody wanted it.
 ENDING_SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT,
@@ -398,10 +401,12 @@ class Config(Frozen):
     """The settings; from_environ() is the one reader of the environment."""
 
     __slots__ = ("engine", "directory", "keep", "signals", "wait_s", "step", "skip_completed",
-                 "app_signal", "app_ranks", "commands", "verbosity", "restart_dir", "job_id",
-                 "requeue_id", "restart_count", "task_pid", "search_path", "temporary", "cwd")
+                 "app_signal", "app_ranks", "commands", "libraries", "verbosity", "restart_dir",
+                 "job_id", "requeue_id", "restart_count", "task_pid", "search_path", "temporary",
+                 "cwd")
 
-    engine: str                 # auto, criu, app, none
+    engine: str                 # auto, blcr, criu, app, none
+    libraries: "Mapping[str, Optional[str]]"    # libcr, libslurm -> path
     directory: str              # absolute
     keep: int                   # generations
     signals: "Mapping[int, str]"    # number -> create, vacate or requeue
@@ -410,7 +415,7 @@ class Config(Frozen):
     skip_completed: bool
     app_signal: "Optional[int]"
     app_ranks: str              # auto, all, 0
-    commands: "Mapping[str, List[str]]"     # srun, scontrol, scancel, criu -> words
+    commands: "Mapping[str, List[str]]"     # srun, scontrol, scancel, criu, cr_run -> words
     verbosity: int
     restart_dir: "Optional[str]"
     job_id: "Optional[str]"     # None outside an allocation
@@ -447,10 +452,13 @@ class Config(Frozen):
         def command(name: str) -> "List[str]":
             variable = "SRUN_CR_" + name.upper()
             text = environ.get(variable) or name
+            if text == "cr_run" and environ.get("BLCR_HOME"):
+                text = os.path.join(environ["BLCR_HOME"], "bin", "cr_run")
             try:
                 return split_command(text)
             except ValueError as error:
-                raise ConfigError("{}={}: not a command: {}".format(variable, text, error)) from None
+                raise ConfigError("{}={}: not a command: {}".format(
+                    variable, text, error)) from None
 
         try:
             cwd = os.getcwd()
@@ -482,15 +490,18 @@ class Config(Frozen):
                               "of a step, at most 100".format(step))
         debug = environ.get("SRUN_CR_DEBUG") or environ.get("SLURM_DEBUG") or "0"
         return cls(
-            engine=engine, directory=os.path.join(cwd, directory),
+            engine=engine, directory=os.path.join(cwd, directory) if directory != "." else cwd,
             keep=number("SRUN_CR_KEEP", 2, 1),
             signals=_signals_setting(environ.get("SRUN_CR_SIGNALS", "")),
             wait_s=float(number("SRUN_CR_WAIT", 60, 1)), step=step,
             skip_completed=choice("SRUN_CR_SKIP_COMPLETED", "yes", ("yes", "no")) == "yes",
             app_signal=app_signal,
             app_ranks=choice("SRUN_CR_APP_RANKS", "auto", ("auto", "all", "0")),
-            commands={name: command(name) for name in ("srun", "scontrol", "scancel", "criu")},
-            verbosity=0 if debug in ("0", "quiet", "fatal", "error", "info") else 1,
+            commands={name: command(name)
+                      for name in ("srun", "scontrol", "scancel", "criu", "cr_run")},
+            libraries={name: environ.get("SRUN_CR_" + name.upper()) or None
+                       for name in ("libcr", "libslurm")},
+            verbosity=int(debug) if debug in list("0123456789") else 0,
             restart_dir=None if nested else environ.get("SLURM_RESTART_DIR") or None,
             job_id=job_id,
             requeue_id=requeue_id, restart_count=number("SLURM_RESTART_COUNT", 0, 0),
@@ -897,6 +908,13 @@ class Slurm:
                                   nodes=int(record.get("Nodes", "0")),
                                   tasks=int(record.get("Tasks", "0"))))
         return found
+
+    def count_tasks(self, step: StepInfo) -> int:
+        """Return how many tasks a running step has, 0 if Slurm does not say.
+
+        Raises: SrunCrError, ValueError."""
+        records = parse_records(self.run("scontrol", "-o", "show", "step", step.name))
+        return int(records[0].get("Tasks", "0")) if records else 0
 
     def start_on_nodes(self, step: StepInfo, command: "Sequence[str]"
                        ) -> "subprocess.Popen[bytes]":
@@ -1515,6 +1533,19 @@ class Engine:
     def prepare(self, store: Store) -> None:
         """Make what launch needs on disk."""
 
+    def srun_prefix(self) -> "List[str]":
+        """Return the words before srun."""
+        return []
+
+    def enter(self) -> bool:
+        """Enter a critical section, in which no checkpoint of this process itself can be taken.
+
+        Thread: main.  Returns whether it was entered; if not, one is under way."""
+        return True
+
+    def leave(self) -> None:
+        """Leave the critical section."""
+
     def launch_command(self, command: SrunCommand) -> "List[str]":
         """Return srun's arguments for a first launch."""
         return command.arguments
@@ -1530,8 +1561,7 @@ class Engine:
 
         Thread: worker.  With operation.stop no task runs on after its image, until release().
         Raises: CheckpointError, after which all tasks run on."""
-        raise CheckpointError("SRUN_CR_ENGINE=none: no engine to checkpoint with: set it to one "
-                              "of " + ", ".join(name for name in ENGINES if name != "none"))
+        raise CheckpointError("engine {}: takes no checkpoints".format(self.name))
 
     def release(self, steps: "List[StepInfo]", stop: bool, committed: bool) -> None:
         """After the commit: end the tasks if that was asked for; without one, let them go on.
@@ -1785,7 +1815,122 @@ class App(Engine):
                     self.log.debug(str(error))
 
 
-ENGINES = OrderedDict((engine.name, engine) for engine in (Criu, App, Engine)
+class Blcr(Engine):
+    """BLCR, through libcr and libslurm of Slurm <= 18.08: what the original srun_cr did.
+
+    BLCR dumps this process, with the batch script, and tells us so in a thread of libcr's; the
+    tasks are imaged by their slurmstepds, as slurm_checkpoint_tasks() asks.  Requests come from
+    `scontrol checkpoint` or cr_checkpoint; the images are where those want them, not in a Store.
+
+    Thread: main, but _callback() and what it calls: libcr's."""
+
+    name = "blcr"
+
+    def __init__(self, config: Config, slurm: Slurm, log: Messages) -> None:
+        super().__init__(config, slurm, log)
+        self.launched = ()  # type: Tuple[StepInfo, ...]     # replaced as a whole, by main
+        self._libcr = None  # type: Any
+        self._libslurm = None  # type: Any
+        self._client_id = -1
+        self._last_begin = 0
+        self._post = None  # type: Optional[Callable[[str, object], None]]
+
+    def unavailable(self) -> "Optional[str]":
+        try:
+            bindings = load_sibling("srun_cr_ctypes")
+        except ImportError as error:
+            return "{}: copy it there, too".format(error)
+        try:
+            self._libslurm = bindings.load_libslurm(self.config.libraries["libslurm"])
+            self._libcr = bindings.load_libcr(self.config.libraries["libcr"])
+            find_command(self.config.commands["cr_run"][0], self.config.search_path)
+        except (CommandError, bindings.LibraryError) as error:
+            return str(error)
+        return None
+
+    def connect(self, post: "Callable[[str, object], None]") -> None:
+        """Make this process one that BLCR can checkpoint.
+
+        Before any signal is caught and srun is started.  Raises: SrunCrError."""
+        self._post = post
+        try:
+            self._client_id = self._libcr.init()
+            self._libcr.register_callback(self._callback, self._on_error)
+        except load_sibling("srun_cr_ctypes").LibraryError as error:
+            raise SrunCrError("SRUN_CR_ENGINE=blcr: {}".format(error)) from error
+
+    def srun_prefix(self) -> "List[str]":
+        words = self.config.commands["cr_run"]
+        return [find_command(words[0], self.config.search_path), *words[1:], "--omit"]
+
+    def enter(self) -> bool:
+        return bool(self._libcr.tryenter_cs(self._client_id))
+
+    def leave(self) -> None:
+        self._libcr.leave_cs(self._client_id)
+
+    def _callback(self) -> None:
+        """Answer a request of BLCR: have the tasks imaged, then let us be dumped.
+
+        It answers once, whatever happens: an exception before that is the bindings' affair, who
+        cancel the request.  PERM_FAILURE, the original's answer to a failure, would kill the job
+        that could not be saved."""
+        bindings = load_sibling("srun_cr_ctypes")
+        launched = self.launched
+        error = None
+        try:
+            directory = self._context_directory()
+            for step in launched:
+                self._checkpoint_tasks(step, os.path.join(directory, step.name))
+        except (SrunCrError, OSError, bindings.LibraryError) as failure:
+            error = str(failure)
+        result = self._libcr.checkpoint(bindings.CR_CHECKPOINT_READY if error is None
+                                        else bindings.CR_CHECKPOINT_TEMP_FAILURE)
+        assert self._post is not None
+        if error is not None or result < 0:
+            self._post("blcr-failed", error or self._libcr.strerror(result))
+        elif result == 0:
+            self._post("blcr-continued", directory)
+        else:
+            path = self._libcr.restart_info()  # none if it was read from a pipe
+            self._post("blcr-restarted", (launched, os.path.dirname(path) if path else directory))
+
+    def _on_error(self, error: BaseException) -> None:
+        """The callback raised, and the bindings have cancelled the request."""
+        assert self._post is not None
+        self._post("blcr-failed", "{}: {}".format(type(error).__name__, error))
+
+    def _context_directory(self) -> str:
+        """Return the directory of the context file under way.  Raises: CheckpointError."""
+        info = self._libcr.checkpoint_info()
+        if info is None or not info.path:
+            raise CheckpointError("the context goes to a pipe or socket: the tasks' images have "
+                                  "no directory: name a file")
+        return os.path.dirname(info.path) or "."
+
+    def _checkpoint_tasks(self, step: StepInfo, directory: str) -> None:
+        """Have every slurmstepd of a step image its tasks.
+
+        Raises: CheckpointError, LibraryError, OSError."""
+        if len(self.launched) > 1:
+            raise CheckpointError("heterogeneous step: a restart can be told one directory of "
+                                  "images only (SLURM_RESTART_DIR)")
+        # The time is the request's id: slurmstepd refuses a second one of the same second.
+        while int(time.time()) <= self._last_begin:
+            time.sleep(0.05)
+        self._last_begin = begin = int(time.time())
+        self._libslurm.checkpoint_tasks(int(step.job_id), int(step.step_id), begin, directory,
+                                        min(int(self.config.wait_s), 65535), step.node_list)
+        # slurmstepd takes an image program that was killed by a signal for one that succeeded.
+        ranks = {entry for entry in os.listdir(directory)
+                 if entry.startswith("task.") and entry.endswith(".ckpt")
+                 and os.stat(os.path.join(directory, entry)).st_mtime > begin - STALE_JOB_S}
+        if len(ranks) < max(step.tasks, 1):
+            raise CheckpointError("{}: {} of {} imaged".format(
+                directory, len(ranks), plural(max(step.tasks, 1), "task")))
+
+
+ENGINES = OrderedDict((engine.name, engine) for engine in (Blcr, Criu, App, Engine)
                       )  # type: OrderedDict[str, Type[Engine]]
 
 
@@ -1801,6 +1946,8 @@ def choose_engine(config: Config, slurm: Slurm, log: Messages, name: str) -> Eng
         return engine
     reasons = []
     for candidate in ENGINES.values():
+        if candidate is Blcr:  # chosen before this where it can work: Supervisor.run()
+            continue
         engine = candidate(config, slurm, log)
         why = engine.unavailable()
         if why is None:
@@ -2444,10 +2591,13 @@ class Terminal:
             self.give(os.getpgrp())
 
     def close(self) -> None:
-        """Release the descriptor."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Release the descriptor; a restart by BLCR may have closed it."""
+        fd, self._fd = self._fd, -1
+        try:
+            if fd >= 0:
+                os.close(fd)
+        except OSError:
+            pass
 
 
 def group_is_orphaned() -> bool:
@@ -2509,10 +2659,13 @@ class Child:
                                else EXIT_CANNOT_EXECUTE)
 
     def send(self, number: int) -> None:
-        """Send a signal to srun's process group; it may have ended."""
+        """Send a signal to srun's process group; it may have ended.
+
+        Never to a number that is not our child's: after a restart by BLCR it is anybody's."""
         try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
+        except (ChildProcessError, ProcessLookupError, PermissionError):
             pass
 
     def resume(self) -> None:
@@ -2714,12 +2867,22 @@ class LaunchSocket:
         for peer in [peer for peer, (deadline, _, _) in self._open.items() if deadline <= now]:
             self._drop(peer, "silent for too long")
 
+    def forget(self) -> None:
+        """Drop what BLCR has closed behind our back: the numbers may be others' by now."""
+        for peer in [self._listener, *self._open]:
+            peer.detach()
+        self._open.clear()
+        self._unlink()
+
     def close(self) -> None:
         """Close all and remove the socket."""
         for peer in list(self._open):
             self._drop(peer, "srun has ended")
         self._selector.unregister(self._listener)
         self._listener.close()
+        self._unlink()
+
+    def _unlink(self) -> None:
         try:
             os.unlink(self.path)
         except OSError:
@@ -2786,23 +2949,27 @@ class Supervisor:
         self._requeue_answered = False
         self._asked_to_end = False
         self._forwarded_stop = False
+        self._held = False      # BLCR takes a checkpoint of us: no critical section
         self._deadlines = {}  # type: Dict[str, Tuple[float, Callable[[], None]]]
         self._result = None  # type: Optional[int]      # our own wait status
         self._handlers = {
             "committed": self._on_committed, "outcome": self._on_outcome,
-            "requeued": self._on_requeued}  # type: Dict[str, Callable[[Any], None]]
+            "requeued": self._on_requeued, "counted": self._on_counted,
+            "blcr-failed": self._on_blcr_failed, "blcr-continued": self._on_blcr_continued,
+            "blcr-restarted": self._on_restart,
+        }  # type: Dict[str, Callable[[Any], None]]
 
     def run(self) -> int:
         """Run the step; return the wait status to end with.
 
         Raises: SrunCrError, if srun could not be run."""
+        self._connect_blcr()
         self._signals.open(self.config.signals)
         self._selector.register(self._signals.read_fd, selectors.EVENT_READ, self._on_wakeup)
         try:
             self._result = self._prepare()
             if self._result is None:
-                self._open_socket()
-                self._start()
+                self._critical(self._start)
             while self._result is None:
                 self._turn()
             return self._result
@@ -2824,8 +2991,19 @@ class Supervisor:
             if expiry is not None:
                 deadlines.append(expiry)
         timeout_s = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        for key, _ in self._selector.select(timeout_s):
-            key.data(key.fileobj)
+        if self._held:
+            self._signals.wait(CRITICAL_RETRY_S)
+            self._on_wakeup(self._signals.read_fd)
+            self._retry_held()
+            return
+        selector = self._selector
+        for key, _ in selector.select(timeout_s):
+            if self._selector is not selector:
+                break  # restarted by BLCR: what was ready is closed
+            if key.fd == self._signals.read_fd:
+                self._on_wakeup(key.fd)
+            elif not self._critical(key.data, key.fileobj):
+                break
         if deadlines:
             now = time.monotonic()
             for name, (when, action) in list(self._deadlines.items()):
@@ -2834,6 +3012,31 @@ class Supervisor:
                     action()
             if self._launch_socket is not None:
                 self._launch_socket.expire()
+
+    def _critical(self, action: "Callable[..., None]", *arguments: "Any") -> bool:
+        """Do something short that a checkpoint of ourselves must not find half done.
+
+        If BLCR takes one just now: return False; what is left to do is looked for after it."""
+        if not self._engine.enter():
+            self._held = True
+            return False
+        try:
+            action(*arguments)
+        finally:
+            self._engine.leave()
+        return True
+
+    def _retry_held(self) -> None:
+        """Go on where _critical() could not, if the checkpoint is over."""
+        if self._engine.enter():
+            self._engine.leave()
+            self._held = False
+            # The callback has posted how it ended: before anything else, as after a restart
+            # neither srun nor the sockets are what they were.
+            self._on_wakeup(self._signals.read_fd)
+            if self._child is None and self._result is None and self.state == "LAUNCHING":
+                self._critical(self._start)
+            self._on_child()
 
     def _on_wakeup(self, fd: int) -> None:
         for number in self._signals.take():
@@ -2863,12 +3066,28 @@ class Supervisor:
 
     # -- before srun ---------------------------------------------------------------------------
 
+    def _connect_blcr(self) -> None:
+        """Be known to libcr, before anything else, if BLCR is what there is.
+
+        Raises: SrunCrError."""
+        if self.config.engine == "blcr" or self.config.engine == "auto" and os.path.exists(
+                "/proc/checkpoint"):
+            engine = Blcr(self.config, self._slurm, self._log)
+            why = engine.unavailable()
+            if why is None:
+                engine.connect(self.post)
+                self._engine = engine
+            elif self.config.engine == "blcr":
+                raise SrunCrError("SRUN_CR_ENGINE=blcr: " + why)
+            else:
+                self._log.debug("engine blcr: " + why)
+
     def _prepare(self) -> "Optional[int]":
         """Choose the engine, claim the step, find what to restart from.
 
         Returns a wait status if there is nothing to run: the step was finished before."""
         config = self.config
-        if config.engine == "none":
+        if config.engine == "none" or self._engine.name == "blcr":
             return None
         self._command = command = SrunCommand(self._arguments, self._slurm.ask_srun)
         if not command.command or config.job_id is None or command.has(
@@ -2950,11 +3169,33 @@ class Supervisor:
         self.steps.append(step)
         if self.state == "LAUNCHING":
             self.state = "RUNNING"
+        if isinstance(self._engine, Blcr):
+            self._engine.launched = tuple(self.steps)
+            import threading
+            threading.Thread(target=self._count_tasks, args=(step,), name="count",
+                             daemon=True).start()
+
+    def _count_tasks(self, step: StepInfo) -> None:
+        """Ask Slurm how many images BLCR is to leave of a step; thread target."""
+        try:
+            self.post("counted", (step, self._slurm.count_tasks(step)))
+        except (SrunCrError, ValueError) as error:
+            self._log.debug(str(error))
+
+    def _on_counted(self, what: "Tuple[StepInfo, int]") -> None:
+        step, tasks = what
+        if step in self.steps and isinstance(self._engine, Blcr):
+            self.steps[self.steps.index(step)] = StepInfo(
+                job_id=step.job_id, step_id=step.step_id, node_list=step.node_list,
+                nodes=step.nodes, tasks=tasks)
+            self._engine.launched = tuple(self.steps)
 
     # -- srun ----------------------------------------------------------------------------------
 
     def _start(self) -> None:
         """Start srun, for the first time or from a generation.  Raises: SrunCrError."""
+        if self._launch_socket is None:
+            self._open_socket()
         words = self.config.commands["srun"]
         path = find_command(words[0], self.config.search_path)
         arguments = self._arguments
@@ -2977,8 +3218,8 @@ class Supervisor:
         self.steps = []
         self.state = "LAUNCHING"
         self._ended_with = None
-        self._child = Child([path, *words[1:], *arguments], self._srun_environ(), self._signals,
-                            self._terminal)
+        self._child = Child([*self._engine.srun_prefix(), path, *words[1:], *arguments],
+                            self._srun_environ(), self._signals, self._terminal)
         self._signals.start_fault_thread()
 
     def _srun_environ(self) -> "Dict[str, str]":
@@ -2992,19 +3233,29 @@ class Supervisor:
 
     def _on_child(self) -> None:
         """Look what SIGCHLD was for: srun, or one of the worker's helpers."""
-        while self._child is not None:
-            try:
-                status = self._child.poll()
-            except ChildProcessError:
-                self._log.warning("srun's end was taken by another part of this process: its "
-                                  "status is unknown")
-                status = EXIT_FAILURE << 8
-            if status is None:
-                return
+        statuses = []  # type: List[int]
+        while self._child is not None and self._critical(self._reap, statuses) and statuses:
+            status = statuses.pop()
             if os.WIFSTOPPED(status):
                 self._on_stopped(os.WSTOPSIG(status))
             else:
                 self._on_end(status)
+
+    def _reap(self, statuses: "List[int]") -> None:
+        """Append srun's wait status, if something has happened, and forget it if it ended."""
+        assert self._child is not None
+        try:
+            status = self._child.poll()
+        except ChildProcessError:
+            self._log.warning("srun's end was taken by another part of this process: its status "
+                              "is unknown")
+            status = EXIT_FAILURE << 8
+        if status is not None:
+            statuses.append(status)
+            if not os.WIFSTOPPED(status):
+                self._child = None
+                if isinstance(self._engine, Blcr):
+                    self._engine.launched = ()
 
     def _on_stopped(self, number: int) -> None:
         """Stop as srun has, so that whoever waits for us sees what it would see of srun.
@@ -3029,7 +3280,6 @@ class Supervisor:
 
     def _on_end(self, status: int) -> None:
         """srun has ended; an operation under way decides with it what that means."""
-        self._child = None
         self._ended_with = status
         self._deadlines.clear()
         self._log.debug("srun: " + describe_status(status))
@@ -3105,9 +3355,9 @@ class Supervisor:
             self._log.info("{}: already in progress".format(kind))
         elif self._store is None or self._command is None:
             self._log.error("{} ({}): {}: the step goes on".format(
-                kind, source, "there is no step yet" if self._child is None else
-                "not inside a Slurm job" if self.config.job_id is None else
-                "no checkpoint engine: set SRUN_CR_ENGINE"))
+                kind, source, "engine blcr: ask with `scontrol checkpoint`, or cr_checkpoint"
+                if self._engine.name == "blcr" else "not inside a Slurm job"
+                if self.config.job_id is None else "no checkpoint engine: set SRUN_CR_ENGINE"))
         elif self._operation is None:
             self._begin(kind, source)
         elif kind == "create" or self._operation.stop:
@@ -3326,14 +3576,55 @@ class Supervisor:
     def _give_up(self) -> None:
         self._result = EXIT_STOPPED << 8
 
-    def _close(self) -> None:
+    # -- BLCR ----------------------------------------------------------------------------------
+
+    def _on_blcr_failed(self, why: str) -> None:
+        self._log.error("BLCR checkpoint failed: {}: the step goes on".format(why))
+
+    def _on_blcr_continued(self, directory: str) -> None:
+        self._log.info("BLCR checkpoint in {}: {}".format(directory, ", ".join(
+            step.name for step in self.steps) or "the step is not launched yet"))
+
+    def _on_restart(self, what: "Tuple[Tuple[StepInfo, ...], str]") -> None:
+        """This is the copy that BLCR has restarted: rebuild what does not live on in it.
+
+        Our children are gone and our sockets closed; host and terminal may be others, and the
+        monotonic clock is unrelated.  Pipes, handlers and memory are as they were."""
+        launched, directory = what
+        self._child = None
+        self._deadlines.clear()
         if self._launch_socket is not None:
-            self._launch_socket.close()
+            self._launch_socket.forget()
+            self._launch_socket = None
+        self._remove_directory()
+        self._selector = selectors.PollSelector()
+        self._selector.register(self._signals.read_fd, selectors.EVENT_READ, self._on_wakeup)
+        self._terminal.close()
+        self._terminal = Terminal()
+        self._parent_pid = os.getppid()
+        self._asked_to_end = self._forwarded_stop = False
+        for step in launched:
+            self._environ["SLURM_RESTART_DIR"] = os.path.join(directory, step.name)
+        # Else srun starts with what it was started with before.
+        self._log.info("restarted by BLCR on {}: {}".format(
+            socket.gethostname(), "tasks from " + self._environ["SLURM_RESTART_DIR"]
+            if launched else "the step was not launched yet, it is started"))
+        self.steps = []
+        self.state = "LAUNCHING"
+        self._critical(self._start)
+
+    def _remove_directory(self) -> None:
         if self._directory is not None:
             try:
                 os.rmdir(self._directory)
             except OSError:
                 pass
+            self._directory = None
+
+    def _close(self) -> None:
+        if self._launch_socket is not None:
+            self._launch_socket.close()
+        self._remove_directory()
         if self._store is not None:
             self._store.close()
         self._terminal.close()

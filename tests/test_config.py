@@ -12,6 +12,8 @@ from srun_cr import Config, ConfigError, Operation, StepInfo
 
 RTMIN = int(signal.SIGRTMIN)
 
+COMMANDS = ("srun", "scontrol", "scancel", "criu", "cr_run")
+
 
 def config(**variables):
     """Return the Config of an environment with these variables alone."""
@@ -24,12 +26,13 @@ def test_without_any_variable_the_settings_are_the_documented_ones(tmp_path, mon
     monkeypatch.chdir(str(tmp_path))
     found = config()
     assert {name: getattr(found, name) for name in Config.__slots__} == {
-        "engine": "auto", "directory": os.path.join(os.getcwd(), "."), "keep": 2, "signals": {},
+        "engine": "auto", "directory": os.getcwd(), "keep": 2, "signals": {},
         "wait_s": 60.0, "step": None, "skip_completed": True, "app_signal": None,
         "app_ranks": "auto", "verbosity": 0, "restart_dir": None, "job_id": None,
         "requeue_id": "", "restart_count": 0, "task_pid": 0, "search_path": os.defpath,
         "temporary": "/tmp", "cwd": os.getcwd(),
-        "commands": {name: [name] for name in ("srun", "scontrol", "scancel", "criu")}}
+        "commands": {name: [name] for name in COMMANDS},
+        "libraries": {"libcr": None, "libslurm": None}}
 
 
 def test_an_empty_variable_is_one_that_is_not_set(tmp_path, monkeypatch):
@@ -84,14 +87,14 @@ def test_a_working_directory_that_was_removed_is_no_error(tmp_path, monkeypatch)
     assert config().cwd == "/"
 
 
-@pytest.mark.parametrize("name", ["srun", "scontrol", "scancel", "criu"])
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("text, words", [
     ("/opt/slurm/bin/x", ["/opt/slurm/bin/x"]), ("sudo -n x", ["sudo", "-n", "x"]),
     ("'/opt/my slurm/x' -v", ["/opt/my slurm/x", "-v"]), ("a\\ b", ["a b"])])
 def test_a_command_may_be_given_with_arguments_and_quotes(name, text, words):
     commands = config(**{"SRUN_CR_" + name.upper(): text}).commands
     assert commands.pop(name) == words
-    assert commands == {other: [other] for other in ("srun", "scontrol", "scancel", "criu")
+    assert commands == {other: [other] for other in COMMANDS
                         if other != name}
 
 
