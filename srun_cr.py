@@ -31,6 +31,12 @@ STATES
     REQUEUED        Slurm has accepted the requeue; nothing of the script may run any more
 """
 
+if __name__ == "__main__":
+    # Ctrl-C before main() has its handlers: death by it, without a traceback.
+    import signal
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import errno
 import os
 import select
@@ -66,11 +72,13 @@ CR_SIGNUM = 64              # libcr's own: never caught, blocked or forwarded   
 SOCKET_PATH_MAX_BYTES = 107     # sun_path less the NUL                                  [unix(7)]
 LAUNCH_NODELIST_MAX_BYTES = 32768   # what the original's reader allows
 LAUNCH_READ_TIMEOUT_S = 5.0
+LAUNCH_PAUSE_S = 0.5        # before accept() is tried again without a descriptor left
 LAUNCH_BACKLOG = 128        # a full backlog blocks srun <= 18.08 for good
 COMMAND_TIMEOUT_S = 60.0    # scontrol and scancel; slurmctld may be busy
 STOP_TIMEOUT_S = 30.0       # from the end of all tasks to that of srun
 KILL_TIMEOUT_S = 10.0       # from SIGTERM to SIGKILL
 REQUEUE_END_TIMEOUT_S = 600.0   # how long Slurm may take to end a job it has requeued
+SHELL_GRACE_S = 1.0         # from Slurm's SIGTERM until a shell that lives on is stopped
 PARENT_POLL_S = 0.25        # only while we wait for our own end after a requeue
 CRITICAL_RETRY_S = 0.02     # only while BLCR checkpoints us
 APP_POLL_S = 0.05
@@ -402,8 +410,8 @@ class Config(Frozen):
 
     __slots__ = ("engine", "directory", "keep", "signals", "wait_s", "step", "skip_completed",
                  "app_signal", "app_ranks", "commands", "libraries", "verbosity", "restart_dir",
-                 "job_id", "requeue_id", "restart_count", "task_pid", "search_path", "temporary",
-                 "cwd")
+                 "job_id", "het_job_ids", "requeue_id", "restart_count", "task_pid",
+                 "search_path", "temporary", "cwd")
 
     engine: str                 # auto, blcr, criu, app, none
     libraries: "Mapping[str, Optional[str]]"    # libcr, libslurm -> path
@@ -419,6 +427,7 @@ class Config(Frozen):
     verbosity: int
     restart_dir: "Optional[str]"
     job_id: "Optional[str]"     # None outside an allocation
+    het_job_ids: "Tuple[str, ...]"      # of the components, the leader's first; else empty
     requeue_id: str             # what `scontrol requeue` is to be told
     restart_count: int
     task_pid: int               # of the batch script, 0 if unknown
@@ -504,10 +513,20 @@ class Config(Frozen):
             verbosity=int(debug) if debug in list("0123456789") else 0,
             restart_dir=None if nested else environ.get("SLURM_RESTART_DIR") or None,
             job_id=job_id,
-            requeue_id=requeue_id, restart_count=number("SLURM_RESTART_COUNT", 0, 0),
+            het_job_ids=het_job_ids(environ), requeue_id=requeue_id,
+            restart_count=number("SLURM_RESTART_COUNT", 0, 0),
             task_pid=number("SLURM_TASK_PID", 0, 0),
             search_path=environ.get("PATH", os.defpath),
             temporary=environ.get("TMPDIR") or "/tmp", cwd=cwd)
+
+
+def het_job_ids(environ: "Mapping[str, str]") -> "Tuple[str, ...]":
+    """Return the job ids of a heterogeneous job's components, the leader's first; else none."""
+    ids = []  # type: List[str]
+    for prefix in ("SLURM_JOB_ID_HET_GROUP_", "SLURM_JOB_ID_PACK_GROUP_"):
+        while environ.get(prefix + str(len(ids))):
+            ids.append(environ[prefix + str(len(ids))])
+    return tuple(ids)
 
 
 def _signal_setting(name: str, text: str) -> int:
@@ -897,13 +916,19 @@ class Slurm:
         Source: SrunHost:Pid in `scontrol show step`, 17.11 to 26.05."""
         host = socket.gethostname().partition(".")[0]
         found = []
-        for record in parse_records(self.run("scontrol", "-o", "show", "step", job_id)):
+        # Of a heterogeneous job scontrol shows the steps of one component at a time, and of an
+        # array's element it says `12_2.0`: the id that was asked for is what helpers take.
+        for job, record in ((job, record) for job in self._config.het_job_ids or (job_id,)
+                            for record in parse_records(
+                                self.run("scontrol", "-o", "show", "step", job))):
             at, _, pid = record.get("SrunHost:Pid", "").rpartition(":")
             if at.partition(".")[0] != host or not pid.isdigit() \
                     or not is_descendant(int(pid), srun_pid):
                 continue
-            job, _, step = record.get("StepId", "").partition(".")
-            found.append(StepInfo(job_id=job.partition("+")[0], step_id=step,
+            step = record.get("StepId", "").partition(".")[2]
+            if not step.isdigit():  # `TBD`, with some releases `TDB`: it waits for resources
+                continue
+            found.append(StepInfo(job_id=job, step_id=step,
                                   node_list=record.get("NodeList", ""),
                                   nodes=int(record.get("Nodes", "0")),
                                   tasks=int(record.get("Tasks", "0"))))
@@ -931,7 +956,7 @@ class Slurm:
                 self._overlaps = True
         # The script's request for memory or GPUs is the step's: asked for again it would wait.
         srun = [*self._config.commands["srun"], *(["--overlap"] if self._overlaps else []),
-                "--jobid=" + step.job_id, "--nodelist=" + step.node_list,
+                *self._allocation(step), "--nodelist=" + step.node_list,
                 "--nodes={}".format(step.nodes), "--ntasks={}".format(step.nodes),
                 "--ntasks-per-node=1", "--mem=0", "--gres=none", "--cpu-bind=none", "--mpi=none",
                 "--kill-on-bad-exit=1", "--quiet", "--job-name=srun_cr", *command]
@@ -943,9 +968,25 @@ class Slurm:
         except OSError as error:
             raise CheckpointError("{}: {}".format(srun[0], error.strerror)) from error
 
+    def _allocation(self, step: StepInfo) -> "List[str]":
+        ids = self._config.het_job_ids
+        if step.job_id not in ids:
+            return ["--jobid=" + step.job_id]
+        return ["--jobid=" + ids[0], "--het-group={}".format(ids.index(step.job_id))]
+
     def signal_tasks(self, step: StepInfo, number: int) -> None:
         """Send a signal to every task of a step.  Raises: SrunCrError."""
         self.run("scancel", "--signal={}".format(number), step.name)
+
+    def proctrack(self) -> str:
+        """Return the plugin that signals tasks: linuxproc, pgid, cgroup; '' if not to be had."""
+        try:
+            for line in self.run("scontrol", "show", "config").splitlines():
+                if line.startswith("ProctrackType"):
+                    return line.rpartition("/")[2].strip()
+        except SrunCrError as error:
+            self._log.debug(str(error))
+        return ""
 
     def requeue(self, requeue_id: str) -> None:
         """Have the job run again from its start.  Raises: SrunCrError."""
@@ -1615,7 +1656,8 @@ class Criu(Engine):
         import json
         return command.with_prefix(node_command("restart", json.dumps(
             {"directory": generation.path, "failure": failure_path, "criu": self._criu(),
-             "scancel": self.config.commands["scancel"]}, sort_keys=True)))
+             "scancel": self.config.commands["scancel"],
+             "proctrack": self.slurm.proctrack()}, sort_keys=True)))
 
     def checkpoint(self, steps: "List[StepInfo]", directory: str, store: Store,
                    operation: Operation) -> Images:
@@ -1624,11 +1666,15 @@ class Criu(Engine):
         files = {}  # type: Dict[str, Tuple[int, int]]
         details = {}  # type: Dict[str, str]
         self._helpers = []
+        first_rank = 0
         try:
             for step in steps:
-                request = {"step": step.name, "directory": directory, "criu": self._criu(),
+                # scontrol counts the tasks of each component from 0, SLURM_PROCID does not.
+                request = {"first_rank": first_rank,
+                           "step": step.name, "directory": directory, "criu": self._criu(),
                            "scontrol": self.config.commands["scontrol"], "stop": operation.stop,
                            "wait_s": max(1.0, operation.deadline - time.monotonic())}
+                first_rank += step.tasks
                 self._helpers.append((step, NodeHelper(
                     self.slurm, step, operation, ["checkpoint", json.dumps(request)])))
             for step, helper in self._helpers:
@@ -2171,7 +2217,9 @@ def criu_reason(path: str, output: bytes) -> str:
             lines = file.read().splitlines()
     except OSError:
         lines = []
-    errors = [line for line in lines if b"Error (" in line] or output.strip().splitlines()[-1:]
+    # Of a limit that it cannot raise CRIU says so, and goes on.
+    errors = [line for line in lines if b"Error (" in line and b"): rlimit: " not in line]
+    errors = errors or output.strip().splitlines()[-1:]
     for line in errors:
         text = line.decode("utf-8", "replace").partition("Error (")[2] or line.decode(
             "utf-8", "replace")
@@ -2197,12 +2245,19 @@ class TaskDump:
         self._sizes = os.path.join(self.directory, "appended")
         if self._appended:
             # At this point of a dump the tasks are frozen: the sizes belong to the image.
-            command += ["--action-script",
-                        '[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || stat -c "%s %i %n" -- {} '
-                        '>{}'.format(" ".join(map(shlex.quote, self._appended)),
-                                     shlex.quote(self._sizes))]
+            # CRIU executes the file, it asks no shell.
+            script = self._sizes + ".sh"
+            fd = os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
+            write_all(fd, os.fsencode(
+                '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || stat -c "%s %i %n" -- {} '
+                '>{}\n'.format(" ".join(map(shlex.quote, self._appended)),
+                               shlex.quote(self._sizes))))
+            os.close(fd)
+            command += ["--action-script", script]
+        # A group of its own, to be ended with what the setting wraps around CRIU.
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        start_new_session=True)
 
     def finish(self, deadline: float) -> None:
         """Wait for CRIU.  Raises: NodeError with its reason."""
@@ -2210,7 +2265,10 @@ class TaskDump:
         try:
             output = self.process.communicate(timeout=max(0.1, deadline - time.monotonic()))[0]
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except PermissionError:  # sudo's: it ends when it is done
+                pass
             self.process.communicate()
             raise NodeError("task {}: criu dump not done in SRUN_CR_WAIT seconds".format(
                 self.rank)) from None
@@ -2268,7 +2326,7 @@ def checkpoint_node(request: "Mapping[str, Any]") -> int:
     verdict = b"resume"
     try:
         for rank, pid in sorted(list_tasks(request["scontrol"], request["step"]).items()):
-            dumps.append(TaskDump(request, rank, pid))
+            dumps.append(TaskDump(request, request["first_rank"] + rank, pid))
         errors = []
         for dump in dumps:
             try:
@@ -2331,6 +2389,7 @@ class RestoredTask:
         self._rank = os.environ.get("SLURM_PROCID", "0")
         self._images = os.path.join(request["directory"], "task.{}.ckpt".format(self._rank))
         self._signals = Signals()
+        self._early = []  # type: List[int]     # signals that came before the task was there
         self._pid = 0
 
     def run(self) -> int:
@@ -2362,6 +2421,7 @@ class RestoredTask:
                 command += ["--inherit-fd", "fd[{}]:pipe:[{}]".format(ours[fd], pipe)]
             # A process group of its own: all tasks of a node share the one that slurmstepd
             # signals, and would get each signal twice, from there and from their parent here.
+            self._early = self._signals.take()
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                   stderr=subprocess.STDOUT, pass_fds=ours,
                                   preexec_fn=_restore_in_own_group)
@@ -2399,17 +2459,27 @@ class RestoredTask:
 
     def _supervise(self) -> int:
         """Pass signals on until the task ends; return its wait status."""
+        # linuxproc sends a signal to all descendants of slurmstepd, so the task has it already,
+        # unless it came before the task did; pgid to a group, cgroup to slurmstepd's children.
+        plugin = self._request["proctrack"]
+        numbers = self._early
         while True:
-            self._signals.wait()
-            for number in self._signals.take():
+            for number in numbers:
                 if number not in (0, signal.SIGCHLD):
                     try:
-                        os.killpg(os.getpgid(self._pid), number)
+                        if plugin == "cgroup":
+                            os.kill(self._pid, number)
+                        else:
+                            os.killpg(os.getpgid(self._pid), number)
                     except (ProcessLookupError, PermissionError):
                         pass
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 return status
+            self._signals.wait()
+            numbers = self._signals.take()
+            if plugin == "linuxproc":
+                numbers = []
 
 
 def _restore_in_own_group() -> None:
@@ -2469,7 +2539,9 @@ class Signals:
             signal.set_wakeup_fd(self.write_fd, warn_on_full_buffer=False)
         else:
             signal.set_wakeup_fd(self.write_fd)
-        self.inherited_mask = {int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, QUEUED)}
+        self.inherited_mask = {int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, QUEUED)
+                               if n not in (32, 33)}
+        self.inherited_ignored = {int(n) for n in FAULTS if signal.getsignal(n) == signal.SIG_IGN}
         for number in sorted(ALL_SIGNALS - NOT_CAUGHT):
             if signal.getsignal(number) == signal.SIG_IGN:
                 self.inherited_ignored.add(number)
@@ -2486,15 +2558,21 @@ class Signals:
         if not self._fault_thread:
             import _thread
             self._fault_thread = True
+            # All is blocked in it from its first moment on, which may be our last.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
             _thread.start_new_thread(self._take_queued, ())
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _take_queued(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
         own = os.getpid()
         while True:
             info = signal.sigwaitinfo(QUEUED)
-            if info.si_pid != own:  # not what our own write() raised
+            if info.si_pid == own or info.si_signo in self.inherited_ignored:
+                continue  # our own write() raised it, or nohup-like: nobody's
+            try:
                 os.write(self.write_fd, bytes((info.si_signo,)))
+            except BlockingIOError:
+                pass  # full: a standard signal is at least one of many
 
     def post(self) -> None:
         """Wake main up.  Thread: any."""
@@ -2585,10 +2663,12 @@ class Terminal:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def take_back(self, pgid: int) -> None:
-        """Make ours the foreground group again, if it is still pgid's."""
-        if self.exists and self._owner() == pgid:
-            self.give(os.getpgrp())
+    def take_back(self, pgid: int) -> bool:
+        """Make ours the foreground group again, if it is still pgid's; return whether it was."""
+        if not self.exists or self._owner() != pgid:
+            return False
+        self.give(os.getpgrp())
+        return True
 
     def close(self) -> None:
         """Release the descriptor; a restart by BLCR may have closed it."""
@@ -2668,9 +2748,9 @@ class Child:
         except (ChildProcessError, ProcessLookupError, PermissionError):
             pass
 
-    def resume(self) -> None:
+    def resume(self, with_terminal: bool = True) -> None:
         """Have a stopped srun go on, with the terminal if it is ours."""
-        if self._terminal.exists and self._terminal.foreground():
+        if with_terminal and self._terminal.exists and self._terminal.foreground():
             self._terminal.give(self.pid)
         self.send(signal.SIGCONT)
 
@@ -2721,6 +2801,8 @@ def mimic(status: int) -> "Any":
         except (OSError, ValueError, AttributeError):
             pass
     if os.WIFEXITED(status):
+        # The interpreter gives all signals their defaults back while it ends.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
         sys.exit(os.WEXITSTATUS(status))
     number = os.WTERMSIG(status)
     import resource
@@ -2804,6 +2886,7 @@ class LaunchSocket:
         self._on_step = on_step
         self._log = log
         self._open = {}  # type: Dict[socket.socket, Tuple[float, int, LaunchMessage]]
+        self._resume = None  # type: Optional[float]    # when to accept again
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
@@ -2822,6 +2905,9 @@ class LaunchSocket:
                 return
             except OSError as error:  # no descriptor left: srun goes on without
                 self._log.debug("launch socket: {}".format(error.strerror))
+                # The listener stays readable: look away, or we would spin.
+                self._selector.unregister(listener)
+                self._resume = time.monotonic() + LAUNCH_PAUSE_S
                 return
             peer.setblocking(False)
             pid, uid, _ = struct.unpack("iII", peer.getsockopt(
@@ -2859,26 +2945,32 @@ class LaunchSocket:
 
     def next_deadline(self) -> "Optional[float]":
         """Return the monotonic time at which expire() has something to do."""
-        return min((deadline for deadline, _, _ in self._open.values()), default=None)
+        deadlines = [deadline for deadline, _, _ in self._open.values()]
+        return min(deadlines + ([self._resume] if self._resume is not None else []), default=None)
 
     def expire(self) -> None:
         """Drop the peers that took too long."""
         now = time.monotonic()
         for peer in [peer for peer, (deadline, _, _) in self._open.items() if deadline <= now]:
             self._drop(peer, "silent for too long")
+        if self._resume is not None and self._resume <= now:
+            self._resume = None
+            self._selector.register(self._listener, selectors.EVENT_READ, self._on_connect)
 
     def forget(self) -> None:
         """Drop what BLCR has closed behind our back: the numbers may be others' by now."""
         for peer in [self._listener, *self._open]:
             peer.detach()
         self._open.clear()
+        self._resume = None
         self._unlink()
 
     def close(self) -> None:
         """Close all and remove the socket."""
         for peer in list(self._open):
             self._drop(peer, "srun has ended")
-        self._selector.unregister(self._listener)
+        if self._resume is None:
+            self._selector.unregister(self._listener)
         self._listener.close()
         self._unlink()
 
@@ -2947,9 +3039,11 @@ class Supervisor:
         self._intent = None  # type: Optional[str]      # vacate, requeue: srun's end is ours
         self._parent_pid = os.getppid()
         self._requeue_answered = False
+        self._ending_since = 0.0    # monotonic; of Slurm's first signal after a requeue
         self._asked_to_end = False
         self._forwarded_stop = False
         self._held = False      # BLCR takes a checkpoint of us: no critical section
+        self._shared = False    # the terminal, with our neighbours in a pipeline
         self._deadlines = {}  # type: Dict[str, Tuple[float, Callable[[], None]]]
         self._result = None  # type: Optional[int]      # our own wait status
         self._handlers = {
@@ -3059,7 +3153,14 @@ class Supervisor:
         elif self._child is not None:
             self._log.debug("forwarding " + signal_name(number))
             if number == signal.SIGCONT:
-                self._child.resume()
+                self._child.resume(not self._shared)
+            elif number in (signal.SIGTTIN, signal.SIGTTOU) and self._terminal.exists \
+                    and self._terminal.take_back(self._child.pid):
+                # Not for us: the kernel tells the whole group of who asked.  A neighbour in the
+                # pipeline (`srun_cr ... | less`) wants the terminal that srun has; from now on
+                # whoever asks gets it.
+                self._shared = True
+                os.killpg(os.getpgrp(), signal.SIGCONT)
             else:
                 self._forwarded_stop = self._forwarded_stop or number in STOP_SIGNALS
                 self._child.send(number)
@@ -3264,11 +3365,20 @@ class Supervisor:
         terminal, is continued by its pid, and we would never know."""
         if not self._terminal.exists and not self._forwarded_stop:
             return
+        assert self._child is not None
+        if self._shared and number != signal.SIGTSTP and self._terminal.foreground():
+            self._terminal.give(self._child.pid)    # its turn; see _forward()
+            self._child.send(signal.SIGCONT)
+            return
         self._forwarded_stop = False
         self._signals.stop_self(number)
         numbers = self._signals.take()
         if signal.SIGCONT not in numbers:
             # Our group is orphaned, so we were not stopped; nor would bare srun have been.
+            # One that reads the terminal would be stopped again at once, for ever: the kernel's
+            # own answer to a stopped group that becomes orphaned is SIGHUP.
+            if number in (signal.SIGTTIN, signal.SIGTTOU) and self._child is not None:
+                self._child.send(signal.SIGHUP)
             numbers.append(signal.SIGCONT)
         for again in numbers:
             if again == 0:
@@ -3571,7 +3681,24 @@ class Supervisor:
         if self._requeue_answered and os.getppid() != self._parent_pid:
             self._give_up()
         else:
+            # Slurm's SIGKILL may reach us first: the shell would go on then, for a moment.  One
+            # that has survived the SIGTERM, and has nothing to wait for but us, is stopped.
+            now = time.monotonic()
+            self._ending_since = self._ending_since or now
+            if self._requeue_answered and now - self._ending_since >= SHELL_GRACE_S:
+                self._stop_waiting_shells()
             self._deadlines["parent"] = (time.monotonic() + PARENT_POLL_S, self._await_end)
+
+    def _stop_waiting_shells(self) -> None:
+        """Stop the script, as far as it only waits for us: from our parent up to its shell."""
+        pid, child = os.getppid(), os.getpid()
+        try:
+            while pid > 1 and is_descendant(pid, self.config.task_pid):
+                if child_pids(pid) == [child]:
+                    os.kill(pid, signal.SIGSTOP)
+                pid, child = ProcessStat(pid).parent, pid
+        except OSError:
+            pass
 
     def _give_up(self) -> None:
         self._result = EXIT_STOPPED << 8
@@ -3643,8 +3770,11 @@ def given_environ() -> "Dict[str, str]":
     if environ.get("LC_CTYPE", "") in ("C.UTF-8", "C.utf8", "UTF-8"):
         try:
             with open("/proc/self/environ", "rb") as file:
-                if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
-                    del environ["LC_CTYPE"]
+                given = [entry for entry in file.read().split(b"\0")
+                         if entry.startswith(b"LC_CTYPE=")]
+            del environ["LC_CTYPE"]
+            if given:
+                environ["LC_CTYPE"] = os.fsdecode(given[0].partition(b"=")[2])
         except OSError:
             pass
     return environ

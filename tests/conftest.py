@@ -173,7 +173,8 @@ class Slurm:
 @pytest.fixture(scope="session")
 def slurm():
     """A real Slurm of three nodes with four CPUs each, for the whole run."""
-    module = SourceFileLoader("cluster", os.path.join(ROOT, "contrib", "cluster")).load_module()
+    module = type(sys)("cluster")
+    SourceFileLoader("cluster", os.path.join(ROOT, "contrib", "cluster")).exec_module(module)
     try:
         cluster = module.Cluster(nodes=3, cpus=4, install=False)
         with cluster:

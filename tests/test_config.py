@@ -29,7 +29,8 @@ def test_without_any_variable_the_settings_are_the_documented_ones(tmp_path, mon
         "engine": "auto", "directory": os.getcwd(), "keep": 2, "signals": {},
         "wait_s": 60.0, "step": None, "skip_completed": True, "app_signal": None,
         "app_ranks": "auto", "verbosity": 0, "restart_dir": None, "job_id": None,
-        "requeue_id": "", "restart_count": 0, "task_pid": 0, "search_path": os.defpath,
+        "requeue_id": "", "het_job_ids": (), "restart_count": 0, "task_pid": 0,
+        "search_path": os.defpath,
         "temporary": "/tmp", "cwd": os.getcwd(),
         "commands": {name: [name] for name in COMMANDS},
         "libraries": {"libcr": None, "libslurm": None}}

@@ -17,7 +17,7 @@
  * $FAKE_LIBCR_FAIL_INIT (ENOSYS, CR_EVERSION, CR_ENOSUPPORT or a number) has cr_init() fail.
  * $FAKE_LIBCR_LOG gets one line an event: init, register, hold, enter, busy, leave, misuse,
  * request, "callback begin", "checkpoint flags=", dumped, failed, restarted, aborted,
- * "callback end", done, killed.
+ * "callback end", done, killed; with $FAKE_LIBCR_LOG_FORKS also fork.
  */
 
 #define _GNU_SOURCE
@@ -421,6 +421,12 @@ static void *thread_main(void *argument)
 
 // -- the interface ------------------------------------------------------------------------------
 
+static void before_fork(void)
+{
+    if (getenv("FAKE_LIBCR_LOG_FORKS") != NULL)
+        note("fork");
+}
+
 static void in_child(void)
 {
     // Threads do not survive a fork, and the child has not called cr_init().
@@ -452,7 +458,7 @@ static void __attribute__((constructor)) load(void)
     sigfillset(&action.sa_mask);
     sigaction(CR_SIGNUM, &action, NULL);
     sem_init(&arrived, 0, 0);
-    pthread_atfork(NULL, NULL, in_child);
+    pthread_atfork(before_fork, NULL, in_child);
 }
 
 int cr_init(void)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Print each signal that comes: `task R got SIGUSR1`; SIGUSR2 ends the program.
+"""Print each signal that comes: `task R got SIGUSR1 from PID`; SIGUSR2 ends the program.
 
     record.py [MARK]
 
@@ -14,13 +14,14 @@ import sys
 def main():
     """Record until SIGUSR2."""
     rank = os.environ.get("SLURM_PROCID", "0")
-    wanted = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGWINCH}
+    wanted = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGURG}
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
     os.write(1, "task {} ready\n".format(rank).encode("ascii"))
     while True:
-        number = signal.sigwaitinfo(wanted).si_signo
-        os.write(1, "task {} got {}\n".format(rank, signal.Signals(number).name).encode("ascii"))
-        if number == signal.SIGUSR2:
+        info = signal.sigwaitinfo(wanted)
+        os.write(1, "task {} got {} from {}\n".format(
+            rank, signal.Signals(info.si_signo).name, info.si_pid).encode("ascii"))
+        if info.si_signo == signal.SIGUSR2:
             sys.exit(0)
 
 
