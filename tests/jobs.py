@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,20 +30,41 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 AT_ONCE = 6     # tests that run side by side
 
 
+def can(slurm, user, command):
+    """Return whether the user can run a shell command."""
+    # Through a shell, as setpriv itself still has root's right to pass any directory.
+    return run(slurm.command(["sh", "-c", command], user), check=False).returncode == 0
+
+
 def python_for(slurm, user):
     """Return a Python that the user may execute; the one that runs us may be in a home."""
     for python in (sys.executable, "/usr/bin/python3"):
-        # Through a shell, as setpriv itself still has root's right to pass any directory.
-        if run(slurm.command(["sh", "-c", python + " -c ''"], user), check=False).returncode == 0:
+        if can(slurm, user, python + " -c ''"):
             return python
     return pytest.skip("no Python that {} may execute".format(user))
+
+
+def site_for(slurm, user, base):
+    """Return a directory with the program and the tests' programs that the user may read.
+
+    The checkout, or a copy below base, as the checkout may be in a home."""
+    if can(slurm, user, "cat {} >/dev/null".format(conftest.SRUN_CR)):
+        return conftest.ROOT
+    site = os.path.join(base, "site")
+    if not os.path.exists(site):
+        os.makedirs(os.path.join(site, "tests"))
+        for name in ("srun_cr.py", "srun_cr_ctypes.py"):
+            shutil.copy(os.path.join(conftest.ROOT, name), site)
+        shutil.copytree(PROGRAMS, os.path.join(site, "tests", "programs"))
+    return site
 
 
 class Case:
     """One test's jobs, directory and user."""
 
-    def __init__(self, slurm, directory, user, criu):
+    def __init__(self, slurm, directory, user, criu, site):
         self.slurm = slurm
+        self.site = site
         self.directory = str(directory)
         self.user = user
         self.criu = criu
@@ -55,14 +77,15 @@ class Case:
                         SRUN_CR_STEP="step")
         settings.update(variables)
         settings = {name: value for name, value in settings.items() if value is not None}
-        script = "SRUN_CR='{} {}'\n{}".format(self.python, conftest.SRUN_CR, script)
+        script = "SRUN_CR='{} {}/srun_cr.py'\n{}".format(self.python, self.site, script)
         job = self.slurm.submit(self.directory, script, *options, user=self.user, **settings)
         self.jobs.append(job)
         return job
 
     def program(self, name, *arguments):
         """Return the command of a program of ours."""
-        return " ".join(map(str, [self.python, os.path.join(PROGRAMS, name), *arguments]))
+        path = os.path.join(self.site, "tests", "programs", name)
+        return " ".join(map(str, [self.python, path, *arguments]))
 
     def count(self, *arguments):
         """Return the command of count.py."""
@@ -123,10 +146,12 @@ def cases(request, slurm, criu, criu_user, tmp_path_factory):
         os.chmod(parent, os.stat(parent).st_mode | 0o055)
         parent = os.path.dirname(parent)
 
+    sites = {user: site_for(slurm, user, base) for user in (None, "nobody")}
+
     def perform(body, user):
         directory = os.path.join(base, "{}-{}".format(body.__name__[5:], user or "root"))
         os.mkdir(directory)
-        case = Case(slurm, directory, user, criu_user if user else criu)
+        case = Case(slurm, directory, user, criu_user if user else criu, sites[user])
         try:
             return body(case)
         finally:
@@ -179,7 +204,7 @@ def is_srun_cr(path, job_id):
             environ = file.read().split(b"\0")
     except OSError:
         return False
-    return words[1:2] == [conftest.SRUN_CR.encode()] \
+    return words[1:] and words[1].endswith(b"/srun_cr.py") \
         and b"SLURM_JOB_ID=" + job_id.encode() in environ
 
 
@@ -201,7 +226,7 @@ def tasks(program, mark):
                 state = file.read().rpartition(b")")[2].split()[0].decode("ascii")
         except OSError:
             continue
-        if words[1:2] == [os.path.join(PROGRAMS, program)] and mark in words:
+        if words[1:] and words[1].endswith("/tests/programs/" + program) and mark in words:
             found[int(os.path.basename(path))] = state
     return found
 

@@ -149,7 +149,8 @@ export COVERAGE_FILE
 # The output is seen as it comes and kept: its last line is to be the last of all, and a pipe's
 # status in this shell is tee's, so pytest's is written beside.
 {
-    TMPDIR=$scratch/tmp "$python" -m coverage run -m pytest -o cache_dir="$cache/pytest" tests "$@"
+    TMPDIR=$scratch/tmp "$python" -m coverage run -m pytest -o cache_dir="$cache/pytest" \
+        --basetemp="$scratch/tmp/t" tests "$@"
     echo $? >"$scratch/status"
 } 2>&1 | tee "$scratch/output"
 status=$(cat "$scratch/status" 2>/dev/null)
@@ -157,7 +158,7 @@ status=$(cat "$scratch/status" 2>/dev/null)
 # 6. Coverage.
 say "coverage"
 "$python" -m coverage combine --quiet
-"$python" -m coverage report
+"$python" -m coverage report --include="$PWD/srun_cr.py,$PWD/srun_cr_ctypes.py"
 [ $types = 0 ] || say "mypy failed: see above"
 tail -n 1 "$scratch/output"
 [ "$types" = 0 ] || exit "$types"

@@ -9,7 +9,7 @@ import re
 
 from conftest import wait_until
 from jobs import (OPERATIONS, cases, counted, errors, finish, order, side_by_side,  # noqa: F401
-                  tasks, wait_number)
+                  wait_number)
 
 
 def submit(case, *arguments, **variables):

@@ -7,7 +7,7 @@ import random
 import re
 import signal
 
-from conftest import PROGRAMS, run, wait_until
+from conftest import run, wait_until
 from jobs import (WAIT, cases, counted, errors, finish, is_srun_cr, order,  # noqa: F401
                   side_by_side, tasks, wait_number)
 
@@ -15,7 +15,7 @@ from jobs import (WAIT, cases, counted, errors, finish, is_srun_cr, order,  # no
 @side_by_side(None, "nobody")
 def test_a_counting_job_survives_three_requeues_at_random_moments(case):
     """Four tasks on two nodes; no number is lost or printed twice; the status is the tasks'."""
-    job = case.submit("exec $SRUN_CR " + case.count(140, 3), "-N2", "-n4")
+    job = case.submit("exec $SRUN_CR " + case.count(140, 3, 0.1), "-N2", "-n4")
     for restarts in range(3):
         wait_number(job, 30 * restarts + random.randint(2, 25), random.randrange(4))
         order(job, "requeue")

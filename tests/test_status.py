@@ -200,14 +200,16 @@ def test_nothing_is_left_behind(tmp_path, srun, argument, status):
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_sigkill_leaves_one_directory_with_a_socket_in_it(tmp_path):
+def test_sigkill_leaves_one_directory_with_a_socket_in_it(tmp_path_factory):
+    # A short path: below a longer one there is no room for a socket.
+    parent = tmp_path_factory.mktemp("left")
     with supervised([], environ=standin_environ("record_signals.py",
-                                                TMPDIR=str(tmp_path))) as process:
+                                                TMPDIR=str(parent))) as process:
         process.lines.until("ready ")
         process.kill()
         finish(process)
-    name, = os.listdir(str(tmp_path))
-    left = tmp_path / name
+    name, = os.listdir(str(parent))
+    left = parent / name
     assert name.startswith("srun_cr.")
     assert stat.S_IMODE(os.stat(str(left)).st_mode) == 0o700
     assert os.listdir(str(left)) == ["launch"]

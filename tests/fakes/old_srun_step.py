@@ -56,6 +56,14 @@ def end(peer):
     peer.close()
 
 
+def read(fd):
+    """Return what there is to read."""
+    try:
+        return os.read(fd, 65536)
+    except BlockingIOError:
+        return b""
+
+
 def status_mask(name):
     """Return a mask of signals from /proc/self/status."""
     with open("/proc/self/status") as file:
@@ -86,10 +94,10 @@ def main():
     while True:
         ready = select.select([read_fd, fifo], [], [])[0]
         if read_fd in ready:
-            for number in os.read(read_fd, 65536):
+            for number in read(read_fd):
                 say("signal {}".format(number))
         if fifo in ready:
-            commands += os.read(fifo, 65536)
+            commands += read(fifo)
         while b"\n" in commands:
             line, _, commands = commands.partition(b"\n")
             word, _, argument = os.fsdecode(line).partition(" ")
