@@ -476,11 +476,6 @@ class Config(Frozen):
         job_id = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or None
         if job_id is not None and not job_id.isdigit():
             raise ConfigError("SLURM_JOB_ID={}: not a job id".format(job_id))
-        requeue_id = job_id or ""
-        if environ.get("SLURM_ARRAY_JOB_ID") and environ.get("SLURM_ARRAY_TASK_ID"):
-            requeue_id = environ["SLURM_ARRAY_JOB_ID"] + "_" + environ["SLURM_ARRAY_TASK_ID"]
-        elif environ.get("SLURM_HET_JOB_ID") or environ.get("SLURM_PACK_JOB_ID"):
-            requeue_id = environ.get("SLURM_HET_JOB_ID") or environ["SLURM_PACK_JOB_ID"]
         # In a task of another srun_cr these two are what that one told its tasks.
         nested = "SLURM_SRUN_CR_SOCKET" in environ
         directory = (environ.get("SRUN_CR_DIR")
@@ -513,11 +508,21 @@ class Config(Frozen):
             verbosity=int(debug) if debug in list("0123456789") else 0,
             restart_dir=None if nested else environ.get("SLURM_RESTART_DIR") or None,
             job_id=job_id,
-            het_job_ids=het_job_ids(environ), requeue_id=requeue_id,
+            het_job_ids=het_job_ids(environ), requeue_id=requeue_id(environ),
             restart_count=number("SLURM_RESTART_COUNT", 0, 0),
             task_pid=number("SLURM_TASK_PID", 0, 0),
             search_path=environ.get("PATH", os.defpath),
             temporary=environ.get("TMPDIR") or "/tmp", cwd=cwd)
+
+
+def requeue_id(environ: "Mapping[str, str]") -> str:
+    """Return what `scontrol requeue` takes for this job: an array's element, a leader; or ""."""
+    if environ.get("SLURM_ARRAY_JOB_ID") and environ.get("SLURM_ARRAY_TASK_ID"):
+        return environ["SLURM_ARRAY_JOB_ID"] + "_" + environ["SLURM_ARRAY_TASK_ID"]
+    for name in ("SLURM_HET_JOB_ID", "SLURM_PACK_JOB_ID", "SLURM_JOB_ID", "SLURM_JOBID"):
+        if environ.get(name):
+            return environ[name]
+    return ""
 
 
 def het_job_ids(environ: "Mapping[str, str]") -> "Tuple[str, ...]":
@@ -1636,6 +1641,7 @@ class Criu(Engine):
         return None
 
     def refuses(self, command: SrunCommand) -> "Optional[str]":
+        # CRIU dumps a --pty task as one of a shell's jobs, and cannot restore it as a task.
         for option, why in (("multi-prog", "its tasks cannot be given a restore command"),
                             ("pty", "a pseudo-terminal cannot be imaged"),
                             ("async", "there is no srun to supervise")):
