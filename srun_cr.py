@@ -1881,6 +1881,7 @@ class Blcr(Engine):
     def __init__(self, config: Config, slurm: Slurm, log: Messages) -> None:
         super().__init__(config, slurm, log)
         self.launched = ()  # type: Tuple[StepInfo, ...]     # replaced as a whole, by main
+        self.restarted = False      # srun and sockets are gone; main is yet to see it
         self._libcr = None  # type: Any
         self._libslurm = None  # type: Any
         self._client_id = -1
@@ -1929,9 +1930,12 @@ class Blcr(Engine):
         that could not be saved."""
         bindings = load_sibling("srun_cr_ctypes")
         launched = self.launched
-        error = None
+        directory, error = "", None
         try:
             directory = self._context_directory()
+            if launched and not directory:
+                raise CheckpointError("the context goes to a pipe or socket: the tasks' images "
+                                      "have no directory: name a file")
             for step in launched:
                 self._checkpoint_tasks(step, os.path.join(directory, step.name))
         except (SrunCrError, OSError, bindings.LibraryError) as failure:
@@ -1944,8 +1948,14 @@ class Blcr(Engine):
         elif result == 0:
             self._post("blcr-continued", directory)
         else:
-            path = self._libcr.restart_info()  # none if it was read from a pipe
-            self._post("blcr-restarted", (launched, os.path.dirname(path) if path else directory))
+            self.launched = ()      # at once: the next request may come before main has seen it
+            self.restarted = True
+            path = None
+            try:
+                path = self._libcr.restart_info()  # none if it was read from a pipe
+            finally:
+                self._post("blcr-restarted", (launched, os.path.dirname(path) if path
+                                              else directory))
 
     def _on_error(self, error: BaseException) -> None:
         """The callback raised, and the bindings have cancelled the request."""
@@ -1953,12 +1963,9 @@ class Blcr(Engine):
         self._post("blcr-failed", "{}: {}".format(type(error).__name__, error))
 
     def _context_directory(self) -> str:
-        """Return the directory of the context file under way.  Raises: CheckpointError."""
+        """Return the directory of the context file under way; '' if that is no file."""
         info = self._libcr.checkpoint_info()
-        if info is None or not info.path:
-            raise CheckpointError("the context goes to a pipe or socket: the tasks' images have "
-                                  "no directory: name a file")
-        return os.path.dirname(info.path) or "."
+        return os.path.dirname(info.path) or "." if info is not None and info.path else ""
 
     def _checkpoint_tasks(self, step: StepInfo, directory: str) -> None:
         """Have every slurmstepd of a step image its tasks.
@@ -1968,18 +1975,41 @@ class Blcr(Engine):
             raise CheckpointError("heterogeneous step: a restart can be told one directory of "
                                   "images only (SLURM_RESTART_DIR)")
         # The time is the request's id: slurmstepd refuses a second one of the same second.
-        while int(time.time()) <= self._last_begin:
+        # Not `<=`: after a restart elsewhere, or when it was set, the clock may be behind.
+        while int(time.time()) == self._last_begin:
             time.sleep(0.05)
         self._last_begin = begin = int(time.time())
+        before = self._images(directory)
         self._libslurm.checkpoint_tasks(int(step.job_id), int(step.step_id), begin, directory,
                                         min(int(self.config.wait_s), 65535), step.node_list)
-        # slurmstepd takes an image program that was killed by a signal for one that succeeded.
-        ranks = {entry for entry in os.listdir(directory)
-                 if entry.startswith("task.") and entry.endswith(".ckpt")
-                 and os.stat(os.path.join(directory, entry)).st_mtime > begin - STALE_JOB_S}
+        # slurmstepd takes an image program that was killed by a signal for one that succeeded,
+        # and an earlier checkpoint has left images of the same names.
+        ranks = [name for name, state in self._images(directory).items()
+                 if before.get(name) != state]
         if len(ranks) < max(step.tasks, 1):
             raise CheckpointError("{}: {} of {} imaged".format(
                 directory, len(ranks), plural(max(step.tasks, 1), "task")))
+
+    @staticmethod
+    def _images(directory: str) -> "Dict[str, Tuple[int, int, int]]":
+        """Return name -> (inode, size, time) of the images there are; {} without directory.
+
+        They are opened, as NFS looks for what another host has written at open(2) only.
+        Raises: OSError."""
+        found = {}
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            names = []
+        for name in names:
+            if name.startswith("task.") and name.endswith(".ckpt"):
+                fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    status = os.fstat(fd)
+                finally:
+                    os.close(fd)
+                found[name] = (status.st_ino, status.st_size, status.st_mtime_ns)
+        return found
 
 
 ENGINES = OrderedDict((engine.name, engine) for engine in (Blcr, Criu, App, Engine)
@@ -2580,6 +2610,12 @@ class Signals:
             except BlockingIOError:
                 pass  # full: a standard signal is at least one of many
 
+    def end(self) -> None:
+        """Let signals come and go: nobody will take them any more.
+
+        Python 3.6 prints a line for each that finds the pipe full, and a storm would go on."""
+        signal.set_wakeup_fd(-1)
+
     def post(self) -> None:
         """Wake main up.  Thread: any."""
         try:
@@ -2722,6 +2758,9 @@ class Child:
         # Signals wait while there are two of us that could take them for their own: before the
         # fork they are ours, after it each has its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+        if sys.version_info >= (3, 12):
+            import warnings     # of fork() beside threads: our child calls exec at once
+            warnings.simplefilter("ignore", DeprecationWarning)
         self.pid = os.fork()
         if self.pid == 0:
             _become(command, environ, signals, terminal if foreground else None, orphaned,
@@ -3048,6 +3087,7 @@ class Supervisor:
         self._ending_since = 0.0    # monotonic; of Slurm's first signal after a requeue
         self._asked_to_end = False
         self._forwarded_stop = False
+        self._early_signals = []  # type: List[int]     # came before srun was started
         self._held = False      # BLCR takes a checkpoint of us: no critical section
         self._shared = False    # the terminal, with our neighbours in a pipeline
         self._deadlines = {}  # type: Dict[str, Tuple[float, Callable[[], None]]]
@@ -3121,6 +3161,8 @@ class Supervisor:
             self._held = True
             return False
         try:
+            if isinstance(self._engine, Blcr) and self._engine.restarted:
+                return False    # what it is about is gone; _on_restart() comes next
             action(*arguments)
         finally:
             self._engine.leave()
@@ -3140,23 +3182,26 @@ class Supervisor:
 
     def _on_wakeup(self, fd: int) -> None:
         for number in self._signals.take():
-            if number == 0:
-                while self._events:
-                    event, value = self._events.popleft()
-                    self._handlers[event](value)
-            elif number == signal.SIGCHLD:
+            if number == signal.SIGCHLD:
                 self._on_child()
             elif number in self.config.signals:
                 self._request(self.config.signals[number], signal_name(number))
-            else:
+            elif number != 0:
                 self._forward(number)
+        # Whether or not there was room in the pipe for the byte that says so.
+        while self._events:
+            event, value = self._events.popleft()
+            self._handlers[event](value)
 
     def _forward(self, number: int) -> None:
         if number in ENDING_SIGNALS:
             self._asked_to_end = True
         if self.state == "REQUEUED":
             self._await_end()
-        elif self._child is not None:
+        elif self._child is None:
+            if self._held and self._result is None:
+                self._early_signals.append(number)
+        else:
             self._log.debug("forwarding " + signal_name(number))
             if number == signal.SIGCONT:
                 self._child.resume(not self._shared)
@@ -3323,11 +3368,15 @@ class Supervisor:
             except StoreError as error:  # a full disk: what is there can be restarted all the same
                 self._log.warning(str(error))
         self.steps = []
+        if isinstance(self._engine, Blcr):
+            self._engine.launched = ()
         self.state = "LAUNCHING"
         self._ended_with = None
         self._child = Child([*self._engine.srun_prefix(), path, *words[1:], *arguments],
                             self._srun_environ(), self._signals, self._terminal)
         self._signals.start_fault_thread()
+        while self._early_signals:
+            self._forward(self._early_signals.pop(0))
 
     def _srun_environ(self) -> "Dict[str, str]":
         environ = dict(self._environ)
@@ -3458,8 +3507,6 @@ class Supervisor:
         self._log.error("generation {} cannot be restored: {}".format(
             self._generation.number, why))
         self._choose_generation()
-        import warnings  # 3.12 warns of fork() beside threads; ours hold nothing the child needs
-        warnings.simplefilter("ignore", DeprecationWarning)
         self._start()
         return True
 
@@ -3715,7 +3762,7 @@ class Supervisor:
         self._log.error("BLCR checkpoint failed: {}: the step goes on".format(why))
 
     def _on_blcr_continued(self, directory: str) -> None:
-        self._log.info("BLCR checkpoint in {}: {}".format(directory, ", ".join(
+        self._log.info("BLCR checkpoint in {}: {}".format(directory or "a pipe", ", ".join(
             step.name for step in self.steps) or "the step is not launched yet"))
 
     def _on_restart(self, what: "Tuple[Tuple[StepInfo, ...], str]") -> None:
@@ -3724,6 +3771,10 @@ class Supervisor:
         Our children are gone and our sockets closed; host and terminal may be others, and the
         monotonic clock is unrelated.  Pipes, handlers and memory are as they were."""
         launched, directory = what
+        assert isinstance(self._engine, Blcr)
+        if not self._engine.restarted:
+            return      # twice before we saw the first: srun has been started since
+        self._engine.restarted = False
         self._child = None
         self._deadlines.clear()
         if self._launch_socket is not None:
@@ -3755,6 +3806,7 @@ class Supervisor:
             self._directory = None
 
     def _close(self) -> None:
+        self._signals.end()
         if self._launch_socket is not None:
             self._launch_socket.close()
         self._remove_directory()

@@ -212,9 +212,12 @@ class Site:
         assert finish(self.process) == status, self.errors()
 
     def check_use(self):
-        """Check that libcr was used as it must be, and nothing was raised."""
+        """Check that libcr was used as it must be, and that only we have said something.
+
+        Bug: Python >= 3.12 warns of fork(2) beside a thread, and libcr has one."""
         assert [line for line in self.log() if line.startswith("misuse")] == []
-        assert "Traceback" not in self.errors()
+        assert [line for line in self.errors().splitlines()
+                if not line.startswith("srun_cr: ")] == []
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,10 @@
  *   mode sockets=0|1 children=0|1 pid=N  what a restart takes away; the pid of cr_restart
  *   mode stop=0|1          whether a dump stops the other threads, as CR_SIGNUM does
  *
+ * With $FAKE_LIBCR_IMAGE, a path, a restart waits, all other threads stopped, children and sockets
+ * gone, after the line "image me" until there is a file of that name: meanwhile somebody else may
+ * image this process, end it, restore it, and create the file.
+ *
  * $FAKE_LIBCR_FAIL_INIT (ENOSYS, CR_EVERSION, CR_ENOSUPPORT or a number) has cr_init() fail.
  * $FAKE_LIBCR_LOG gets one line an event: init, register, hold, enter, busy, leave, misuse,
  * request, "callback begin", "checkpoint flags=", dumped, failed, restarted, aborted,
@@ -159,9 +163,10 @@ static int has_blocked(long tid)
 static void stop_all(void)
 {
     long tids[THREADS_MAX];
-    int count = 0, sent = 0, i;
+    int count = 0, sent = 0, stopped = 0, left, i;
     struct dirent *entry;
-    struct timespec until;
+    struct timespec now;
+    time_t deadline;
     DIR *directory = opendir("/proc/self/task");
 
     while (directory != NULL && count < THREADS_MAX && (entry = readdir(directory)) != NULL)
@@ -173,12 +178,22 @@ static void stop_all(void)
     atomic_store(&holding, 1);
     for (i = 0; i < count; i++)
         if (!has_blocked(tids[i]) && syscall(SYS_tgkill, getpid(), tids[i], CR_SIGNUM) == 0)
-            sent++;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += STOP_TIMEOUT_S;
-    for (i = 0; i < sent; i++)
-        if (sem_timedwait(&arrived, &until) != 0 && errno != EINTR)
-            note("misuse: a thread does not stop for the dump");
+            tids[sent++] = tids[i];
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    deadline = now.tv_sec + STOP_TIMEOUT_S;
+    for (;;) {      // a thread that ends just now never comes
+        while (sem_trywait(&arrived) == 0)
+            stopped++;
+        for (i = left = 0; i < sent; i++)
+            left += syscall(SYS_tgkill, getpid(), tids[i], 0) == 0;
+        if (stopped >= left)
+            return;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec > deadline)
+            break;
+        pause_ms(1);
+    }
+    note("misuse: a thread does not stop for the dump");
 }
 
 // -- what a dump and a restart do to descriptors and children -----------------------------------
@@ -262,6 +277,11 @@ static int dump(void)
             visit_descriptors(1);
         if (kill_children)
             end_children();
+        if (getenv("FAKE_LIBCR_IMAGE") != NULL) {
+            note("image me");
+            while (access(getenv("FAKE_LIBCR_IMAGE"), F_OK) != 0)
+                pause_ms(5);
+        }
         result = restarter;
     }
     if (result < 0)
