@@ -298,6 +298,11 @@ def load_sibling(name: str) -> "Any":
     return module
 
 
+def unblock_signals() -> None:
+    """Unblock all signals; in a child, as we have them blocked most of the time."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write data whole, whatever write(2) takes at a time."""
     while data:
@@ -886,7 +891,8 @@ class Slurm:
         try:
             done = subprocess.run(command, env=self.environ, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  start_new_session=True, timeout=COMMAND_TIMEOUT_S)
+                                  start_new_session=True, preexec_fn=unblock_signals,
+                                  timeout=COMMAND_TIMEOUT_S)
         except OSError as error:
             raise SrunCrError("{}: {}".format(command[0], error.strerror)) from error
         except subprocess.TimeoutExpired as error:
@@ -969,7 +975,7 @@ class Slurm:
         try:
             return subprocess.Popen(srun, env=self.environ, stdin=subprocess.PIPE,
                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                    start_new_session=True)
+                                    start_new_session=True, preexec_fn=unblock_signals)
         except OSError as error:
             raise CheckpointError("{}: {}".format(srun[0], error.strerror)) from error
 
@@ -2491,7 +2497,8 @@ class RestoredTask:
         os.close(fd)
         step = "{}.{}".format(os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID"))
         subprocess.call([*self._request["scancel"], step], stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                        preexec_fn=unblock_signals)
 
     def _supervise(self) -> int:
         """Pass signals on until the task ends; return its wait status."""
@@ -2521,7 +2528,7 @@ class RestoredTask:
 def _restore_in_own_group() -> None:
     """Set the child up that is to be `criu restore`: all signals as a task has them."""
     os.setpgid(0, 0)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    unblock_signals()
 
 
 def node_main(arguments: "Sequence[str]") -> int:
@@ -2557,6 +2564,9 @@ def _note_only(number: int, frame: object) -> None:
 class Signals:
     """The signals of this process, as bytes in a pipe.
 
+    They are blocked but where main waits or takes them: in a storm main would else get no
+    further than from one handler to the next.  Blocked, the kernel keeps one of each standard
+    signal, and queues the real-time ones.
     Thread: main, but post().  What was ignored on entry stays so, in us and in srun."""
 
     def __init__(self) -> None:
@@ -2586,18 +2596,14 @@ class Signals:
                     continue
             signal.signal(number, _note_only)
             self._caught.append(number)
-        # Blocked on entry or not: srun would take it by sigwait().
-        signal.pthread_sigmask(signal.SIG_SETMASK, QUEUED)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
 
     def start_fault_thread(self) -> None:
         """Take what other processes send of QUEUED, as sigwaitinfo() tells from real faults."""
         if not self._fault_thread:
             import _thread
             self._fault_thread = True
-            # All is blocked in it from its first moment on, which may be our last.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
             _thread.start_new_thread(self._take_queued, ())
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _take_queued(self) -> None:
         own = os.getpid()
@@ -2623,16 +2629,29 @@ class Signals:
         except BlockingIOError:
             pass  # full: main has enough to wake up for
 
+    def select(self, selector: "selectors.BaseSelector", timeout_s: "Optional[float]" = None
+               ) -> "List[Tuple[selectors.SelectorKey, int]]":
+        """Wait for what the selector waits for, and for signals.
+
+        Blocked on entry or not: srun would take them by sigwait()."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, QUEUED)
+        try:
+            return selector.select(timeout_s)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+
     def wait(self, timeout_s: "Optional[float]" = None) -> None:
-        """Block until there is something to take."""
-        poll = select.poll()
-        poll.register(self.read_fd, select.POLLIN)
-        poll.poll(None if timeout_s is None else timeout_s * 1000)
+        """Wait until there is something to take."""
+        with selectors.PollSelector() as selector:
+            selector.register(self.read_fd, selectors.EVENT_READ)
+            self.select(selector, timeout_s)
 
     def take(self) -> "List[int]":
         """Return the signals that came, 0 for post(); in order, the standard ones once each.
 
         Real-time signals are queued by the kernel, so they are counted here, too."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, QUEUED)     # what is pending gets its byte
+        signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
         data = b""
         while True:
             try:
@@ -2658,6 +2677,8 @@ class Signals:
             return
         handler = signal.signal(number, signal.SIG_DFL)
         signal.pthread_kill(_thread.get_ident(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})    # here we stop
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
         signal.signal(number, handler)
 
     def reset_in_child(self) -> None:
@@ -3137,7 +3158,7 @@ class Supervisor:
             self._retry_held()
             return
         selector = self._selector
-        for key, _ in selector.select(timeout_s):
+        for key, _ in self._signals.select(selector, timeout_s):
             if self._selector is not selector:
                 break  # restarted by BLCR: what was ready is closed
             if key.fd == self._signals.read_fd:

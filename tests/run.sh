@@ -19,10 +19,11 @@ say() { printf 'tests/run.sh: %s\n' "$*"; }
 fail() { printf 'tests/run.sh: error: %s\n' "$*" >&2; exit 69; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-scratch=
+scratch= others=
 # What a killed pytest leaves: every cluster has its directory below our TMPDIR.
 clean_up() {
     trap '' HUP INT TERM
+    for other in $others; do kill "${other#*:}" 2>/dev/null; done
     [ -n "$scratch" ] || return
     for conf in "$scratch"/tmp/slurm.*/slurm.conf "$scratch"/tmp/*/*/slurm.conf; do
         [ -f "$conf" ] && "$python" contrib/cluster stop "${conf%/*}"
@@ -112,8 +113,7 @@ for line in "$(pythons | head -n 1)" "$(pythons | tail -n 1)"; do
     fi
     SRUN_CR_TEST_PYTHONS=${SRUN_CR_TEST_PYTHONS:+$SRUN_CR_TEST_PYTHONS:}$cache/venv-$number/bin/python
 done
-export SRUN_CR_TEST_PYTHONS
-say "unit tests also on: ${SRUN_CR_TEST_PYTHONS:-no other Python found}"
+say "unit tests also on: ${SRUN_CR_TEST_PYTHONS:-skipped, there is no Python but $version}"
 
 # 3. CRIU, for the tests that dump and restore real processes.
 say "CRIU: a working one in $cache/criu"
@@ -135,12 +135,21 @@ modules=srun_cr.py
 "$python" -m mypy --strict --cache-dir "$cache/mypy" $modules
 types=$?
 
-# 5. Tests.  Ordinary users' tasks enter the directory of temporary files, hence 0755; a short
+# 5. Tests; the unit tests on other Pythons run beside, as most of the time here is waiting.  Ordinary users' tasks enter the directory of temporary files, hence 0755; a short
 # path, as sockets are made below it.
 scratch=$(mktemp -d /tmp/cr.XXXXXX) || fail "no temporary directory"
 mkdir "$scratch/tmp"
 chmod 755 "$scratch"
 chmod 1777 "$scratch/tmp"
+others=
+for other in $(echo "$SRUN_CR_TEST_PYTHONS" | tr : ' '); do
+    number=$(echo "$other" | sed 's/.*venv-\([0-9.]*\).*/\1/')
+    mkdir -m 1777 "$scratch/$number"
+    PYTHONDONTWRITEBYTECODE=1 TMPDIR=$scratch/$number nice "$other" -m pytest -q \
+        -m 'not cluster' -p no:cacheprovider --basetemp="$scratch/$number/t" tests \
+        </dev/null >"$scratch/$number.log" 2>&1 &
+    others="$others $number:$!"
+done
 say "pytest"
 # Coverage's data is written by what the tests start as well, in whatever directory and as
 # whatever user that runs.
@@ -155,11 +164,18 @@ export COVERAGE_FILE
 } 2>&1 | tee "$scratch/output"
 status=$(cat "$scratch/status" 2>/dev/null)
 
+for other in $others; do
+    wait "${other#*:}" && result=passed || { result=failed; types=1; }
+    say "unit tests on Python ${other%%:*}: $result"
+    [ $result = passed ] || cat "$scratch/${other%%:*}.log"
+    tail -n 1 "$scratch/${other%%:*}.log"
+done
+
 # 6. Coverage.
 say "coverage"
 "$python" -m coverage combine --quiet
 "$python" -m coverage report --include="$PWD/srun_cr.py,$PWD/srun_cr_ctypes.py"
-[ $types = 0 ] || say "mypy failed: see above"
+[ $types = 0 ] || say "mypy, or the unit tests on another Python, failed: see above"
 tail -n 1 "$scratch/output"
 [ "$types" = 0 ] || exit "$types"
 exit "${status:-1}"

@@ -164,7 +164,8 @@ def test_a_signal_reaches_each_restored_task_from_one_sender_only(case):
     # A signal that comes while CRIU still restores is another matter.
     wait_until(lambda: restored(job) == 4, what=job.output)
     for name in ("USR1", "HUP", "URG", "USR2"):
-        case.slurm.run("scancel", "-s", name, job.id + ".0")
+        # At its second sending scancel may find that the first has ended the step.
+        case.slurm.run("scancel", "-s", name, job.id + ".0", check=name != "USR2")
         job.wait_for("got SIG" + name, 4)
     assert finish(job) == ("COMPLETED", 0), job.output()
     for rank in range(4):
