@@ -76,6 +76,7 @@ LAUNCH_PAUSE_S = 0.5        # before accept() is tried again without a descripto
 LAUNCH_BACKLOG = 128        # a full backlog blocks srun <= 18.08 for good
 COMMAND_TIMEOUT_S = 60.0    # scontrol and scancel; slurmctld may be busy
 STOP_TIMEOUT_S = 30.0       # from the end of all tasks to that of srun
+STEP_END_S = 1.0            # from the end of a step to that of its srun
 KILL_TIMEOUT_S = 10.0       # from SIGTERM to SIGKILL
 REQUEUE_END_TIMEOUT_S = 600.0   # how long Slurm may take to end a job it has requeued
 SHELL_GRACE_S = 1.0         # from Slurm's SIGTERM until a shell that lives on is stopped
@@ -1426,9 +1427,10 @@ class Operation:
     Thread: made by main; the worker runs it; `cancel()` and `note_end()` are main's, and wake
     the worker out of its wait."""
 
-    def __init__(self, kind: str, source: str, wait_s: float) -> None:
+    def __init__(self, kind: str, source: str, wait_s: float, launched: bool = False) -> None:
         self.kind = kind                # create, vacate, requeue
         self.stop = kind != "create"
+        self.launched = launched        # False: not that we know
         self.source = source            # for messages: SIGUSR1, ...
         self.requested = time.time()
         self.deadline = time.monotonic() + wait_s
@@ -3109,6 +3111,7 @@ class Supervisor:
         self._asked_to_end = False
         self._forwarded_stop = False
         self._early_signals = []  # type: List[int]     # came before srun was started
+        self._launched = False  # known from a checkpoint: not all sruns report it
         self._held = False      # BLCR takes a checkpoint of us: no critical section
         self._shared = False    # the terminal, with our neighbours in a pipeline
         self._deadlines = {}  # type: Dict[str, Tuple[float, Callable[[], None]]]
@@ -3389,6 +3392,7 @@ class Supervisor:
             except StoreError as error:  # a full disk: what is there can be restarted all the same
                 self._log.warning(str(error))
         self.steps = []
+        self._launched = False
         if isinstance(self._engine, Blcr):
             self._engine.launched = ()
         self.state = "LAUNCHING"
@@ -3551,7 +3555,8 @@ class Supervisor:
 
     def _begin(self, kind: str, source: str) -> None:
         import threading
-        self._operation = Operation(kind, source, self.config.wait_s)
+        self._operation = Operation(kind, source, self.config.wait_s,
+                                    self._launched or bool(self.steps))
         self.state = "CHECKPOINTING"
         store = self._step_store()
         store.log_event("begin", kind=kind, source=source)
@@ -3585,6 +3590,10 @@ class Supervisor:
             self._check_can_requeue()
         steps = self._slurm.find_steps(str(self.config.job_id), srun_pid)
         if not steps:
+            # Not launched yet, or just over: srun's end, which always wins, tells which.
+            operation.wait([], None if operation.launched else STEP_END_S)
+            if operation.step_ended:
+                raise CheckpointError("the step ended meanwhile")
             return None
         partial = store.begin()
         try:
@@ -3635,6 +3644,7 @@ class Supervisor:
     def _on_committed(self, what: "Tuple[Operation, Generation]") -> None:
         """There is a new generation; its tasks are about to be released."""
         operation, generation = what
+        self._launched = True
         manifest = generation.manifest
         seconds = manifest["committed"] - manifest["requested"]
         self._log.info("checkpoint {} of step {}: {}, {}, {:.1f} s{}".format(

@@ -18,6 +18,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SRUN_CR = os.path.join(ROOT, "srun_cr.py")
 PROGRAMS = os.path.join(ROOT, "tests", "programs")
 FAKES = os.path.join(ROOT, "tests", "fakes")
+# A shell has its background jobs ignore these two; what tests start is to have the defaults.
+for ignored in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, signal.SIG_DFL)
 sys.path.insert(0, ROOT)
 sys.path.insert(0, os.path.join(ROOT, "tests"))
 

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from conftest import Job, run, started, wait_until
+from conftest import PROGRAMS, Job, run, started, wait_until
 from jobs import (WAIT, cases, counted, errors, finish, order, side_by_side,  # noqa: F401
                   srun_cr_pid, wait_number)
 
@@ -240,3 +240,19 @@ def test_a_step_that_still_waits_for_its_nodes_is_simply_started_again(case):
     assert counted(job.output()) == list(range(1, 21)), job.output()
     assert job.show()["Restarts"] == "1"
     assert not case.generations(job) and not case.partial(job) and not errors(job)
+
+
+@side_by_side()
+def test_a_step_that_ends_while_a_requeue_looks_for_it_is_finished_not_requeued(case):
+    """Bug: without a step in Slurm's list it was taken for one that is not launched yet."""
+    open(case.path("hold"), "w").close()
+    job = case.submit("exec $SRUN_CR " + case.count(60, 3), "-n1", SRUN_CR_SCONTROL="{} {}".format(
+        os.path.join(PROGRAMS, "slow_scontrol"), case.directory))
+    wait_number(job, 20)
+    order(job, "requeue")
+    wait_until(lambda: os.path.exists(case.path("held")), what=job.output)
+    job.wait_for("Exited with exit code 3")
+    os.unlink(case.path("hold"))
+    assert finish(job) == ("FAILED", 3), job.output()
+    assert job.show()["Restarts"] == "0"
+    assert "the step ended meanwhile: it is over" in errors(job)[0]
