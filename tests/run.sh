@@ -7,7 +7,8 @@
 # virtual environment and CRIU are kept outside the checkout, in $SRUN_CR_TEST_CACHE (default:
 # /var/cache/srun_cr-tests for root, as ordinary users run tests from there too and cannot enter
 # /root; else srun_cr-tests in $XDG_CACHE_HOME or ~/.cache).  $PYTHON is the interpreter to test
-# with.  The last line is pytest's; the exit status is that of the first that failed.
+# with.  SRUN_CR_TEST_LONG=0 shortens the random rounds of checkpoints.  The last line is pytest's;
+# the exit status is that of the first that failed.
 
 set -u
 umask 022
@@ -89,7 +90,7 @@ fi
 python=$venv/bin/python
 
 # Other Pythons for the unit tests: the oldest and the newest from 3.6 on, of pyenv's and on PATH.
-pythons() {
+find_pythons() {
     for candidate in "$HOME"/.pyenv/versions/3.*/bin/python3 $(
             IFS=:; for entry in $PATH; do ls "$entry"/python3.[0-9] "$entry"/python3.[0-9][0-9]
             done 2>/dev/null); do
@@ -97,8 +98,8 @@ pythons() {
 if sys.version_info >= (3, 6): print("%d %d" % sys.version_info[:2], sys.executable)' 2>/dev/null
     done | sort -u -k1,1n -k2,2n
 }
-SRUN_CR_TEST_PYTHONS=
-for line in "$(pythons | head -n 1)" "$(pythons | tail -n 1)"; do
+pythons=
+for line in "$(find_pythons | head -n 1)" "$(find_pythons | tail -n 1)"; do
     other=${line##* }
     number=$(echo "$line" | cut -d' ' -f1,2 | tr ' ' .)
     [ -n "$other" ] && [ "$number" != "$version" ] || continue
@@ -109,11 +110,12 @@ for line in "$(pythons | head -n 1)" "$(pythons | tail -n 1)"; do
         pip="$cache/venv-$number/bin/python -m pip --quiet --disable-pip-version-check"
         { "$other" -m venv "$cache/venv-$number" &&
             { [ "$number" != 3.6 ] || $pip install 'pip>=21,<22'; } &&
-            $pip install 'pytest>=7'; } >"$cache/pip.log" 2>&1 || { say "Python $number: no pytest for it"; continue; }
+            $pip install 'pytest>=7'; } >"$cache/pip.log" 2>&1 ||
+            { say "Python $number: no pytest for it: see $cache/pip.log"; continue; }
     fi
-    SRUN_CR_TEST_PYTHONS=${SRUN_CR_TEST_PYTHONS:+$SRUN_CR_TEST_PYTHONS:}$cache/venv-$number/bin/python
+    pythons="$pythons $cache/venv-$number/bin/python"
 done
-say "unit tests also on: ${SRUN_CR_TEST_PYTHONS:-skipped, there is no Python but $version}"
+say "unit tests also on: ${pythons:-skipped, there is no Python but $version}"
 
 # 3. CRIU, for the tests that dump and restore real processes.
 say "CRIU: a working one in $cache/criu"
@@ -135,14 +137,14 @@ modules=srun_cr.py
 "$python" -m mypy --strict --cache-dir "$cache/mypy" $modules
 types=$?
 
-# 5. Tests; the unit tests on other Pythons run beside, as most of the time here is waiting.  Ordinary users' tasks enter the directory of temporary files, hence 0755; a short
-# path, as sockets are made below it.
+# 5. Tests; the unit tests on other Pythons run beside, as most of the time here is waiting.
+# Ordinary users' tasks enter the directory of temporary files, hence 0755; a short path, as
+# sockets are made below it.
 scratch=$(mktemp -d /tmp/cr.XXXXXX) || fail "no temporary directory"
 mkdir "$scratch/tmp"
 chmod 755 "$scratch"
 chmod 1777 "$scratch/tmp"
-others=
-for other in $(echo "$SRUN_CR_TEST_PYTHONS" | tr : ' '); do
+for other in $pythons; do
     number=$(echo "$other" | sed 's/.*venv-\([0-9.]*\).*/\1/')
     mkdir -m 1777 "$scratch/$number"
     PYTHONDONTWRITEBYTECODE=1 TMPDIR=$scratch/$number nice "$other" -m pytest -q \
@@ -158,7 +160,8 @@ export COVERAGE_FILE
 # The output is seen as it comes and kept: its last line is to be the last of all, and a pipe's
 # status in this shell is tee's, so pytest's is written beside.
 {
-    TMPDIR=$scratch/tmp "$python" -m coverage run -m pytest -o cache_dir="$cache/pytest" \
+    TMPDIR=$scratch/tmp SRUN_CR_TEST_LONG=${SRUN_CR_TEST_LONG:-1} \
+        "$python" -m coverage run -m pytest -o cache_dir="$cache/pytest" \
         --basetemp="$scratch/tmp/t" tests "$@"
     echo $? >"$scratch/status"
 } 2>&1 | tee "$scratch/output"

@@ -30,7 +30,7 @@ OLD_SRUN = os.path.join(FAKES, "old_srun_step.py")
 CR_RUN = os.path.join(FAKES, "cr_run")
 SCONTROL = os.path.join(FAKES, "scontrol_step")
 CR_SIGNUM = 64
-LONG = os.environ.get("SRUN_CR_TEST_LONG") == "1"
+LONG = os.environ.get("SRUN_CR_TEST_LONG", "0") != "0"
 ROUNDS = 1000 if LONG else 150
 
 
