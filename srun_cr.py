@@ -304,6 +304,12 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM; in a child."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    unblock_signals()
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write data whole, whatever write(2) takes at a time."""
     while data:
@@ -882,8 +888,8 @@ class Slurm:
                         or not name.startswith(("SLURM_", "SBATCH_", "SALLOC_", "SRUN_"))}
         self._overlaps = None  # type: Optional[bool]
 
-    def run(self, name: str, *arguments: str) -> str:
-        """Return the output of a command.
+    def run(self, name: str, *arguments: str, shielded: bool = False) -> str:
+        """Return the output of a command; shielded: of one that Slurm's SIGTERM does not end.
 
         Raises: SrunCrError with the command's own words."""
         import subprocess
@@ -892,8 +898,8 @@ class Slurm:
         try:
             done = subprocess.run(command, env=self.environ, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  start_new_session=True, preexec_fn=unblock_signals,
-                                  timeout=COMMAND_TIMEOUT_S)
+                                  start_new_session=True, timeout=COMMAND_TIMEOUT_S,
+                                  preexec_fn=ignore_sigterm if shielded else unblock_signals)
         except OSError as error:
             raise SrunCrError("{}: {}".format(command[0], error.strerror)) from error
         except subprocess.TimeoutExpired as error:
@@ -901,8 +907,9 @@ class Slurm:
                 quote_command(command), COMMAND_TIMEOUT_S)) from error
         if done.returncode:
             words = done.stderr.decode("utf-8", "replace").split("\n")
+            status = done.returncode << 8 if done.returncode > 0 else -done.returncode
             raise SrunCrError("{}: {}".format(
-                quote_command(command), words[0].strip() or describe_status(done.returncode << 8)))
+                quote_command(command), words[0].strip() or describe_status(status)))
         return done.stdout.decode("utf-8", "surrogateescape")
 
     def ask_srun(self, argument: str) -> str:
@@ -1001,8 +1008,11 @@ class Slurm:
         return ""
 
     def requeue(self, requeue_id: str) -> None:
-        """Have the job run again from its start.  Raises: SrunCrError."""
-        self.run("scontrol", "requeue", requeue_id)
+        """Have the job run again from its start.  Raises: SrunCrError.
+
+        Slurm's SIGTERM to all of the job may come before its answer to scontrol, which is of the
+        job as well: killed by it, it would look like a refusal."""
+        self.run("scontrol", "requeue", requeue_id, shielded=True)
 
 
 def node_command(*arguments: str) -> "List[str]":

@@ -235,8 +235,9 @@ def tasks(program, mark):
 
 
 def srun_cr_pid(job_id):
-    """Return the pid of a job's only srun_cr, once it runs."""
-    pids = wait_until(lambda: [int(pid) for pid in os.listdir("/proc") if pid.isdigit()
-                               and is_srun_cr("/proc/{}/cmdline".format(pid), job_id)])
-    assert len(pids) == 1, pids
-    return pids[0]
+    """Return the pid of a job's only srun_cr, once it runs; its children are it until exec."""
+    def pids():
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit()
+                and is_srun_cr("/proc/{}/cmdline".format(pid), job_id)]
+
+    return wait_until(lambda: pids() if len(pids()) == 1 else None)[0]

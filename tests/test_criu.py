@@ -69,7 +69,7 @@ def test_output_files_are_byte_for_byte_those_of_an_undisturbed_run(case):
 @side_by_side(None, "nobody")
 def test_create_leaves_the_step_running_and_old_generations_are_removed(case):
     """Also of a restored step, which is imaged once more and restored from that."""
-    job = case.submit("exec $SRUN_CR " + case.count(120), "-N2", "-n2", SRUN_CR_KEEP=2)
+    job = case.submit("exec $SRUN_CR " + case.count(300), "-N2", "-n2", SRUN_CR_KEEP=2)
     for number in range(1, 4):
         wait_number(job, 12 * number)
         order(job, "create")
@@ -90,7 +90,7 @@ def test_create_leaves_the_step_running_and_old_generations_are_removed(case):
     wait_until(lambda: case.generations(job) == ["000004", "000005"])
     assert finish(job) == ("COMPLETED", 0), job.output()
     for rank in range(2):
-        assert counted(job.output(), rank) == list(range(1, 121)), job.output()
+        assert counted(job.output(), rank) == list(range(1, 301)), job.output()
     assert not case.partial(job) and not errors(job)
 
 

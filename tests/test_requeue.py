@@ -256,3 +256,16 @@ def test_a_step_that_ends_while_a_requeue_looks_for_it_is_finished_not_requeued(
     assert finish(job) == ("FAILED", 3), job.output()
     assert job.show()["Restarts"] == "0"
     assert "the step ended meanwhile: it is over" in errors(job)[0]
+
+
+@side_by_side()
+def test_scontrol_that_gets_slurms_sigterm_before_the_answer_has_requeued(case):
+    """Bug: its death was taken for a refusal, and the script ran its next line."""
+    job = case.submit("$SRUN_CR {}\nrc=$?\n[ $rc = 75 ] && touch next\nexit $rc".format(
+        case.count(60, 3)), "-n1", SRUN_CR_SCONTROL="{} {}".format(
+            os.path.join(PROGRAMS, "slow_scontrol"), case.directory))
+    wait_number(job, 10)
+    os.kill(srun_cr_pid(job.id), signal.SIGUSR1)
+    assert finish(job) == ("FAILED", 3), job.output()
+    assert not os.path.exists(case.path("next"))
+    assert not errors(job), job.output()
