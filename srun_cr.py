@@ -3847,6 +3847,11 @@ class Supervisor:
             self._directory = None
 
     def _close(self) -> None:
+        # For good: a checkpoint of a process whose interpreter ends would wait for it for ever.
+        for _ in range(int(self.config.wait_s / CRITICAL_RETRY_S)):
+            if self._engine.enter():
+                break
+            time.sleep(CRITICAL_RETRY_S)
         self._signals.end()
         if self._launch_socket is not None:
             self._launch_socket.close()
